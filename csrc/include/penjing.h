@@ -1,0 +1,122 @@
+/* penjing's engine: a decoder on a CPU behind a small C ABI.
+ *
+ * The caller owns every array that a pj_matrix or pj_model_desc points to and keeps it mapped until pj_model_free.
+ * The engine parses nothing: sizes are checked against each other here, bytes were checked by whoever mapped them.
+ * Functions that can fail return 0 for success, else a pj_status, and leave a sentence in pj_last_error()
+ * (of the calling thread). Nothing is allocated in pj_forward.
+ *
+ * Layout of weights: rows come in panels of 16 (PJ_LANES), the last one padded with zero rows.
+ *   float:  [panel][input][16]
+ *   codes:  inputs come in groups; a group of G inputs is padded to S = round_up(G, 16) inputs of code 0.
+ *           [panel][group]{plane, plane...}; a plane of b bits holds, for each block of 4 inputs, 64 entries,
+ *           entry 4 * lane + input:
+ *             8 bits: 64 bytes a block        4 bits: 64 bytes two blocks, the first in the low nibbles
+ *             2 bits: 64 bytes four blocks, the first in the lowest bits        1 bit: 8 bytes a block, lowest bit first
+ *           3 bits are a plane of 2 and one of 1 (its bit worth 4), 5 are 4 + 1 (worth 16), 6 are 4 + 2 (worth 16).
+ *   scales: float16 [panel][group][16];  zeros: uint8 [panel][group][16], absent: 2^(bits-1) everywhere
+ *   weight = (code - zero) * scale
+ */
+#ifndef PENJING_H
+#define PENJING_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define PJ_ABI_VERSION 1
+#define PJ_LANES 16
+#define PJ_MAX_ROPES 8
+
+#if defined(__GNUC__)
+#define PJ_API __attribute__((visibility("default")))
+#else
+#define PJ_API
+#endif
+
+typedef enum { PJ_OK = 0, PJ_BAD_ARGUMENT = 1, PJ_OUT_OF_MEMORY = 2, PJ_CANCELLED = 3, PJ_NOT_FINITE = 4, PJ_CONTEXT_FULL = 5 } pj_status;
+typedef enum { PJ_ABSENT = 0, PJ_CODES = 1, PJ_F32 = 2, PJ_F16 = 3, PJ_BF16 = 4 } pj_kind;
+typedef enum { PJ_SILU = 0, PJ_GELU = 1, PJ_GELU_TANH = 2 } pj_activation;
+
+typedef struct {
+  const void* data;    /* codes or floats, see above */
+  const void* scales;  /* PJ_CODES only */
+  const void* zeros;   /* PJ_CODES only, may be NULL */
+  const float* bias;   /* [rows], may be NULL */
+  int32_t kind;        /* pj_kind */
+  int32_t rows, cols;  /* outputs, inputs */
+  int32_t bits;        /* PJ_CODES: 2, 3, 4, 5, 6, 8 */
+  int32_t group_size;  /* PJ_CODES: divides cols */
+  int32_t reserved;
+} pj_matrix;
+
+typedef struct {
+  const float* weight; /* NULL: this norm is absent */
+  const float* bias;   /* LayerNorm only, may be NULL */
+} pj_norm;
+
+typedef struct {
+  pj_norm attn_norm, q_norm, k_norm, attn_post_norm, mlp_norm, mlp_post_norm;
+  pj_matrix q, k, v, o, gate, up, down; /* gate absent: plain MLP */
+  int32_t rope;                         /* index into ropes, -1: none */
+  int32_t window;                       /* positions a query sees, its own included; 0: all */
+} pj_layer;
+
+typedef struct {
+  const float* inv_freq; /* [rotary_dim / 2] */
+  int32_t rotary_dim;
+  float scale;
+} pj_rope;
+
+typedef struct {
+  uint32_t struct_size; /* sizeof(pj_model_desc) */
+  int32_t vocab_size, hidden_size, intermediate_size, num_layers, num_heads, num_kv_heads, head_dim;
+  int32_t layer_norm;   /* 0: RMSNorm, 1: LayerNorm */
+  int32_t qk_norm;      /* 0: none, 1: each head, 2: all heads at once */
+  int32_t parallel;     /* attention and MLP read the same residual */
+  int32_t activation;   /* pj_activation */
+  int32_t num_ropes;
+  float norm_eps, attention_scale, embedding_scale, residual_scale, logit_scale;
+  pj_rope ropes[PJ_MAX_ROPES];
+  pj_matrix embed, head; /* head absent: tied to embed */
+  pj_norm final_norm;
+  const pj_layer* layers; /* [num_layers], copied */
+} pj_model_desc;
+
+typedef struct pj_model pj_model;
+typedef struct pj_session pj_session;
+
+PJ_API int pj_abi_version(void);
+PJ_API const char* pj_last_error(void);
+/* Kernels in use: "scalar", "avx2", "avx512vnni", "neon". Environment PENJING_ISA forces one. */
+PJ_API const char* pj_isa(void);
+
+PJ_API int pj_model_create(const pj_model_desc* desc, pj_model** out);
+PJ_API void pj_model_free(pj_model* model); /* its sessions first */
+
+/* kv_kind: PJ_F32 or PJ_F16. All memory a session ever needs is allocated here. */
+PJ_API int pj_session_create(const pj_model* model, int max_context, int num_threads, int kv_kind, pj_session** out);
+PJ_API void pj_session_free(pj_session* session);
+PJ_API size_t pj_session_bytes(const pj_session* session);
+PJ_API int pj_session_length(const pj_session* session);
+/* Forget all but the first `length` tokens. */
+PJ_API int pj_session_truncate(pj_session* session, int length);
+/* Append tokens; logits [num_logits][vocab_size] of the last num_logits of them (0: none wanted).
+ * On any error the session is as it was before the call. */
+PJ_API int pj_forward(pj_session* session, const int32_t* tokens, int num_tokens, float* logits, int num_logits);
+/* From any thread: the forward pass under way stops with PJ_CANCELLED. */
+PJ_API void pj_session_cancel(pj_session* session);
+
+/* What this machine can do: bytes/s read from memory by all threads, int8 multiply-adds/s of the kernels' inner loop. */
+PJ_API double pj_probe_read(size_t buffer_bytes, int num_threads, int repeats);
+PJ_API double pj_probe_int8(int num_threads, int repeats);
+
+/* One matrix product with the kernels in use, for tests and benches: y[num_columns][rows] = W x + bias. */
+PJ_API int pj_linear(const pj_matrix* matrix, const float* x, int num_columns, int num_threads, float* y);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,88 @@
+// What an instruction set must provide. One object file per ISA fills one table; the scalar one is the oracle,
+// and every other must give the same bits: sums are integers, float steps happen in one fixed order (fused
+// multiply-adds where the scalar code says fma). So the result does not depend on how many columns, panels or
+// threads share the work.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+
+#include "penjing.h"
+
+namespace penjing {
+
+// A matrix whose sizes were checked. Panels of 16 rows; layout in penjing.h.
+struct Matrix {
+  pj_kind kind;
+  const uint8_t* data;
+  const uint16_t* scales;  // float16 [panel][group][16]
+  const uint8_t* zeros;    // [panel][group][16] or null
+  const float* bias;       // [rows] or null
+  int rows, cols, bits, group_size;
+  int num_panels, num_groups, stride;  // stride: group_size rounded up to 16
+  size_t panel_bytes;                  // of data
+};
+
+// Columns of activations, quantized for one group size: value = code * scale.
+// amax/127 is the scale of a group, codes round to nearest even in [-127, 127], padding has code 0.
+struct QuantizedColumns {
+  int8_t* code;    // [column][num_groups * stride]
+  float* scale;    // [column][num_groups]
+  int32_t* sum;    // [column][num_groups] sum of the codes
+};
+
+// Keys and values of one layer and one key-value head. Keys: [position / 16][head_dim][16]; values: [position][head_dim].
+struct KvHead {
+  void* keys;
+  void* values;
+  pj_kind kind;  // PJ_F32 or PJ_F16
+};
+
+struct Kernels {
+  const char* name;
+
+  void (*quantize_columns)(const float* x, int num_columns, int cols, int group_size, const QuantizedColumns& out);
+
+  // y[column * ld_y + row] for the 16 rows of each panel in [panel_begin, panel_end), bias added; rows past the
+  // end of the matrix are written too (as garbage-free zeros), so ld_y >= 16 * num_panels.
+  // Per row and column: acc = 0; for each group: acc = fma(float(sum_i code*x - zero*sum_x), scale_w * scale_x, acc);
+  // then acc += bias. scratch: linear_scratch_bytes(matrix) bytes of the calling thread, 64-byte aligned.
+  void (*linear_codes)(const Matrix& w, int panel_begin, int panel_end, const QuantizedColumns& x, int num_columns,
+                       float* y, size_t ld_y, void* scratch);
+  // Float weights (f32, f16, bf16): acc = fma(w, x, acc) over inputs in order; x is [column][cols].
+  void (*linear_float)(const Matrix& w, int panel_begin, int panel_end, const float* x, int num_columns, float* y,
+                       size_t ld_y);
+  // One row of any matrix as floats (embedding lookup).
+  void (*read_row)(const Matrix& w, int row, float* out);
+
+  void (*rms_norm)(const float* x, const float* weight, int size, float eps, float* y);
+  void (*layer_norm)(const float* x, const float* weight, const float* bias, int size, float eps, float* y);
+  // In place on one head: pairs (j, j + rotary_dim/2); cos, sin: [rotary_dim / 2].
+  void (*rope)(float* head, const float* cos, const float* sin, int rotary_dim);
+  // y = act(gate) * up, or act(gate) where up is null. y may be gate.
+  void (*activate)(pj_activation act, const float* gate, const float* up, int size, float* y);
+  // y += scale * x
+  void (*add_scaled)(const float* x, float scale, int size, float* y);
+
+  // Write one position of one head into the cache.
+  void (*store_kv)(const KvHead& cache, int head_dim, int position, const float* key, const float* value);
+  // Softmax attention of num_queries queries (already scaled by attention_scale) against one key-value head:
+  // query r, at positions[r] (ascending), sees positions (positions[r] - window, positions[r]], window 0: from 0.
+  // Blocks of 16 absolute positions in ascending order, running maximum and sum: the split into calls does not matter.
+  // q, out: rows ld apart.
+  void (*attend)(const KvHead& cache, int head_dim, const float* q, size_t ld_q, const int32_t* positions,
+                 int num_queries, int window, float* out, size_t ld_out, void* scratch);
+
+  // Probes: read a buffer (returns a checksum), and run `steps` of the int8 inner loop (returns multiply-adds done).
+  uint64_t (*probe_read)(const uint8_t* buffer, size_t size);
+  uint64_t (*probe_int8)(uint64_t steps, int32_t* sink);
+};
+
+size_t linear_scratch_bytes(const Matrix& w);
+size_t attend_scratch_bytes(int head_dim, int num_queries);
+
+// The table in use: the best this CPU runs, or what PENJING_ISA names; throws std::runtime_error if it cannot run here.
+const Kernels& kernels();
+// Every table compiled in that this CPU can run, scalar first. For tests.
+const Kernels* const* available_kernels(int* count);
+
+}  // namespace penjing
