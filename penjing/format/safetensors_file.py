@@ -16,10 +16,9 @@ import math
 import mmap
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,8 +56,7 @@ _DAMAGED: Final = "the file is damaged or not a safetensors file: copy or downlo
 _CONVERT: Final = "convert the model to bfloat16"
 
 
-@dataclass(frozen=True)
-class TensorSpec:
+class TensorSpec(NamedTuple):
     """What a tensor is: dtype as safetensors names it, and shape."""
 
     dtype: str
