@@ -140,6 +140,13 @@ class SafetensorsFile:
         self._read_floats(spec.dtype, self.offsets[name] + start * spec.row_bytes, out[: (stop - start) * row_size])
         return out.reshape(shape)
 
+    def read_bytes(self, offset: int, size: int) -> bytes:
+        """Bytes of the file as they are. PenjingError if it has become shorter."""
+        try:
+            return self._pread(size, offset)
+        except OSError as error:
+            raise os_error(error, self.path) from error
+
     def check_unchanged(self) -> None:
         """Raise PenjingError if the file's size or time of change is not what it was when it was opened."""
         if self._stat() != self._stamp:
@@ -183,10 +190,7 @@ class SafetensorsFile:
         step = _READ_BYTES // view.itemsize
         for begin in range(0, out.size, step):
             piece = out[begin : begin + step]
-            try:
-                data = self._pread(piece.size * view.itemsize, offset + begin * view.itemsize)
-            except OSError as error:
-                raise os_error(error, self.path) from error
+            data = self.read_bytes(offset + begin * view.itemsize, piece.size * view.itemsize)
             values = np.frombuffer(data, view)
             if dtype == "BF16":
                 np.left_shift(values, 16, out=piece.view(np.uint32), dtype=np.uint32)
@@ -341,9 +345,17 @@ def aligned_order(specs: Mapping[str, TensorSpec]) -> list[str]:
 
 
 def encode_header(
-    specs: Mapping[str, TensorSpec], metadata: Mapping[str, str], *, align: int = 64, header_reserve: int = 0
+    specs: Mapping[str, TensorSpec],
+    metadata: Mapping[str, str],
+    *,
+    align: int = 64,
+    header_reserve: int = 0,
+    at_least: int = 0,
 ) -> bytes:
-    """Length and JSON, ended by spaces so that the next byte is at a multiple of `align`. Same input, same bytes."""
+    """Length and JSON, ended by spaces so that the next byte is at a multiple of `align`. Same input, same bytes.
+
+    `specs` in the order of the file. The result has `at_least` so many bytes, with `header_reserve` spaces among them.
+    """
     header: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
     position = 0
     for name, spec in specs.items():
@@ -351,5 +363,5 @@ def encode_header(
         header[name] = {"dtype": spec.dtype, "shape": list(spec.shape), "data_offsets": [position, end]}
         position = end
     text = json.dumps(header, separators=(",", ":")).encode()
-    size = -(-(8 + len(text) + header_reserve) // align) * align - 8
+    size = -(-max(8 + len(text) + header_reserve, at_least) // align) * align - 8
     return size.to_bytes(8, "little") + text.ljust(size)
