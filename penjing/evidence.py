@@ -186,7 +186,7 @@ class _Peak:
 
     @staticmethod
     def _note() -> None:
-        mark = _high_water_bytes()
+        mark = peak_rss_bytes()
         for peak in _Peak._open:
             peak.bytes = max(peak.bytes, mark)
 
@@ -196,7 +196,8 @@ class _Peak:
         return self.bytes
 
 
-def _high_water_bytes() -> int:
+def peak_rss_bytes() -> int:
+    """Most memory this process has held so far, mapped files included."""
     try:
         for line in Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines():
             if line.startswith("VmHWM:"):

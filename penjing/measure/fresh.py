@@ -1,0 +1,82 @@
+"""What only a fresh process can show: its peak memory and the time to its first token.
+
+`python -m penjing.measure.fresh first-token PATH` and `… memory PATH PROMPT DECODE CONTEXT THREADS`, started by
+`run`; each prints one line of JSON. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import penjing
+from penjing.errors import PenjingError
+
+#: any model that penjing is for has loaded and answered long before
+TIMEOUT_S = 600.0
+
+
+def run(*arguments: str) -> dict[str, Any]:
+    """Run one of the jobs below in a new process and return what it printed. Raises PenjingError where it failed."""
+    package_parent = str(Path(penjing.__file__).parent.parent)  # also right for a source tree that is not installed
+    paths = [package_parent, *filter(None, [os.environ.get("PYTHONPATH")])]
+    command = [sys.executable, "-m", "penjing.measure.fresh", *arguments]
+    try:
+        done = subprocess.run(
+            command,
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT_S,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise PenjingError(f"no answer within {TIMEOUT_S:.0f} s", where=" ".join(arguments)) from error
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+        raise PenjingError(f"a fresh process failed: {last}", where=" ".join(arguments))
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def first_token(path: Path) -> dict[str, Any]:
+    """Open a packed model and its tokenizer and choose one token."""
+    from penjing.data.text import load_tokenizer
+    from penjing.format.container import open_container
+    from penjing.runtime.session import Session
+
+    container = open_container(path)
+    tokenizer = load_tokenizer(container.tokenizer_json(), where=str(path))
+    tokens = tokenizer.encode("The", add_special_tokens=False).ids or [0]
+    session = Session(container, context=64)
+    return {"token": int(session.forward(tokens)[-1].argmax())}
+
+
+def memory(path: Path, prompt: int, decode: int, context: int, threads: int) -> dict[str, Any]:
+    """Prefill and decode in a session of `context` positions, then read the process's high-water mark."""
+    from penjing.evidence import peak_rss_bytes
+    from penjing.runtime.session import Session
+
+    session = Session(path, context=context, threads=threads)
+    tokens = np.random.default_rng(0).integers(session.vocab_size, size=prompt, dtype=np.int32)
+    logits = session.forward(tokens)
+    for _ in range(decode):
+        logits = session.forward([int(logits[-1].argmax())])
+    return {"peak_rss_bytes": peak_rss_bytes()}
+
+
+def main(arguments: list[str]) -> None:
+    job, path, *numbers = arguments
+    found = first_token(Path(path)) if job == "first-token" else memory(Path(path), *map(int, numbers))
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
