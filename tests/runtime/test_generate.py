@@ -4,27 +4,16 @@ from __future__ import annotations
 
 import itertools
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, normalizers
 
 from penjing.errors import PenjingError
 from penjing.runtime.generate import MOST_HELD_TOKENS, PREFILL_BLOCK, REPLACEMENT, Detokenizer, StopStrings, generate
 from penjing.runtime.sampling import Sampler
 
 END = "<end>"
-
-
-def byte_level() -> Tokenizer:
-    """One token a byte, as the byte-level BPE of GPT-2 begins, and an end token."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE({symbol: i for i, symbol in enumerate(alphabet)}, []))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens([END])
-    return tokenizer
 
 
 def sentence_pieces() -> Tokenizer:
@@ -40,49 +29,34 @@ def sentence_pieces() -> Tokenizer:
     return tokenizer
 
 
-TOKENIZERS = {"bytes": byte_level(), "pieces": sentence_pieces()}
+KINDS = ["bytes", "pieces"]
 
 
-class Script:
-    """A session that wants to say fixed tokens: logits after n tokens in all point at the nth of the script."""
-
-    def __init__(self, script: list[int], vocab_size: int, context: int = 2048) -> None:
-        self.script, self.vocab_size, self.context = script, vocab_size, context
-        self.tokens: list[int] = []
-        self.blocks: list[int] = []
-
-    @property
-    def length(self) -> int:
-        return len(self.tokens)
-
-    def truncate(self, length: int) -> None:
-        assert 0 <= length <= len(self.tokens)
-        del self.tokens[length:]
-
-    def forward(self, tokens, num_logits: int = 1) -> np.ndarray:
-        assert len(self.tokens) + len(tokens) <= self.context
-        self.blocks.append(len(tokens))
-        self.tokens.extend(tokens)
-        logits = np.zeros((num_logits, self.vocab_size), dtype=np.float32)
-        if num_logits:
-            logits[-1, self.script[len(self.tokens) % len(self.script)]] = 1.0
-        return logits
+@pytest.fixture(scope="session")
+def tokenizers(byte_tokenizer) -> dict[str, Tokenizer]:
+    return {"bytes": byte_tokenizer, "pieces": sentence_pieces()}
 
 
-def say(text: str, tokenizer: Tokenizer, prompt: str = "a", **options):
-    """Generate `text` from a scripted session; the generation and the session."""
-    prompt_ids, answer = tokenizer.encode(prompt).ids, tokenizer.encode(text).ids
-    script = [*prompt_ids, *answer, tokenizer.token_to_id(END)]
-    session = Script(script, tokenizer.get_vocab_size(), context=options.pop("context", 2048))
-    options.setdefault("eos", {tokenizer.token_to_id(END)})
-    return generate(session, tokenizer, prompt_ids, **options), session
+@pytest.fixture
+def say(tokenizers, script_session):
+    """Generate a text from a scripted session; gives the generation and the session."""
+
+    def start(text: str, kind: str = "bytes", prompt: str = "a", **options):
+        tokenizer = tokenizers[kind]
+        prompt_ids, answer = tokenizer.encode(prompt).ids, tokenizer.encode(text).ids
+        script = [*prompt_ids, *answer, tokenizer.token_to_id(END)]
+        session = script_session(script, tokenizer.get_vocab_size(), context=options.pop("context", 2048))
+        options.setdefault("eos", {tokenizer.token_to_id(END)})
+        return generate(session, tokenizer, prompt_ids, **options), session
+
+    return start
 
 
-@pytest.mark.parametrize("kind", TOKENIZERS)
+@pytest.mark.parametrize("kind", KINDS)
 @given(st.text(st.sampled_from("abc  é盆景🌲👩‍🌾\n"), max_size=40))
 @settings(deadline=None)
-def test_pieces_make_the_text_and_none_holds_half_a_character(kind, text):
-    tokenizer = TOKENIZERS[kind]
+def test_pieces_make_the_text_and_none_holds_half_a_character(tokenizers, kind, text):
+    tokenizer = tokenizers[kind]
     detokenizer = Detokenizer(tokenizer)
     ids = tokenizer.encode(text).ids
     pieces = [*map(detokenizer.add, ids), detokenizer.flush()]
@@ -90,19 +64,19 @@ def test_pieces_make_the_text_and_none_holds_half_a_character(kind, text):
     assert not any(REPLACEMENT in piece for piece in pieces)
 
 
-@pytest.mark.parametrize("kind", TOKENIZERS)
+@pytest.mark.parametrize("kind", KINDS)
 @given(st.lists(st.integers(0, 255), max_size=80))
 @settings(deadline=None)
-def test_any_tokens_stream_without_growing_the_window(kind, ids):
-    detokenizer = Detokenizer(TOKENIZERS[kind])
+def test_any_tokens_stream_without_growing_the_window(tokenizers, kind, ids):
+    detokenizer = Detokenizer(tokenizers[kind])
     for token in ids:
         detokenizer.add(token)
         assert len(detokenizer._window) <= 2 * MOST_HELD_TOKENS
 
 
-@pytest.mark.parametrize("kind", TOKENIZERS)
-def test_an_unfinished_character_is_dropped_at_the_end(kind):
-    tokenizer = TOKENIZERS[kind]
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_unfinished_character_is_dropped_at_the_end(kind, tokenizers):
+    tokenizer = tokenizers[kind]
     whole = tokenizer.encode("ab").ids
     for cut in (1, 2):
         detokenizer = Detokenizer(tokenizer)
@@ -110,8 +84,8 @@ def test_an_unfinished_character_is_dropped_at_the_end(kind):
         assert "".join([*map(detokenizer.add, ids), detokenizer.flush()]) == "ab"
 
 
-def test_the_first_word_keeps_its_space():
-    tokenizer = TOKENIZERS["pieces"]
+def test_the_first_word_keeps_its_space(tokenizers):
+    tokenizer = tokenizers["pieces"]
     detokenizer = Detokenizer(tokenizer, prompt=tokenizer.encode("a").ids)
     assert detokenizer.add(tokenizer.token_to_id("▁b")) == " b"
 
@@ -151,53 +125,53 @@ def test_stop_strings_are_a_list_of_texts(stop):
         StopStrings(stop)
 
 
-@pytest.mark.parametrize("kind", TOKENIZERS)
-def test_the_model_says_when_it_is_done(kind):
-    generation, _ = say("abc 盆景", TOKENIZERS[kind])
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_model_says_when_it_is_done(kind, say):
+    generation, _ = say("abc 盆景", kind)
     space = {"bytes": "", "pieces": " "}[kind]  # this tokenizer begins every text with a space
     assert "".join(generation) == space + "abc 盆景"
     assert generation.result.reason == "eos"
 
 
-def test_stop_string_across_tokens():
-    generation, _ = say("abc##d", TOKENIZERS["bytes"], stop=["##"])
+def test_stop_string_across_tokens(say):
+    generation, _ = say("abc##d", stop=["##"])
     assert "".join(generation) == "abc"
     assert generation.result.reason == "stop"
 
 
-def test_held_back_text_comes_out_at_the_end():
-    generation, _ = say("abc#", TOKENIZERS["bytes"], stop=["##"])
+def test_held_back_text_comes_out_at_the_end(say):
+    generation, _ = say("abc#", stop=["##"])
     assert "".join(generation) == "abc#"
     assert generation.result.reason == "eos"
 
 
-def test_max_tokens():
-    generation, session = say("abcdef", TOKENIZERS["bytes"], max_tokens=3)
+def test_max_tokens(say):
+    generation, session = say("abcdef", max_tokens=3)
     assert "".join(generation) == "abc"
     assert generation.result.reason == "length"
     assert len(generation.result.tokens) == 3
     assert session.length == 1 + 2  # the last token is drawn, not fed
 
 
-def test_a_full_context_ends_the_text():
-    generation, _ = say("abcdef", TOKENIZERS["bytes"], context=4)
+def test_a_full_context_ends_the_text(say):
+    generation, _ = say("abcdef", context=4)
     assert "".join(generation) == "abcd"  # one of the prompt, three fed, one more drawn
     assert generation.result.reason == "context"
 
 
-def test_a_prompt_that_does_not_fit_is_an_error_at_once():
+def test_a_prompt_that_does_not_fit_is_an_error_at_once(say):
     with pytest.raises(PenjingError, match="5 tokens does not fit a context of 4"):
-        say("x", TOKENIZERS["bytes"], prompt="aaaaa", context=4)
+        say("x", prompt="aaaaa", context=4)
 
 
 @pytest.mark.parametrize("options", [{"max_tokens": 0}, {"stop": "abc"}, {"prompt": ""}])
-def test_impossible_settings_are_refused_at_once(options):
+def test_impossible_settings_are_refused_at_once(options, say):
     with pytest.raises(PenjingError):
-        say("x", TOKENIZERS["bytes"], **options)
+        say("x", **options)
 
 
-def test_a_reader_that_goes_away_stops_the_work():
-    generation, session = say("abcdef", TOKENIZERS["bytes"])
+def test_a_reader_that_goes_away_stops_the_work(say):
+    generation, session = say("abcdef")
     assert list(itertools.islice(generation, 2)) == ["a", "b"]
     generation.close()
     assert generation.result.reason == "cancelled"
@@ -205,15 +179,15 @@ def test_a_reader_that_goes_away_stops_the_work():
     assert list(generation) == []
 
 
-def test_a_long_prompt_goes_in_in_blocks():
-    _, session = (pair := say("x", TOKENIZERS["bytes"], prompt="a" * (2 * PREFILL_BLOCK + 3)))
+def test_a_long_prompt_goes_in_in_blocks(say):
+    _, session = (pair := say("x", prompt="a" * (2 * PREFILL_BLOCK + 3)))
     assert "".join(pair[0]) == "x"
     assert session.blocks[:3] == [PREFILL_BLOCK, PREFILL_BLOCK, 3]
 
 
-def test_only_what_differs_is_computed_again():
-    tokenizer = TOKENIZERS["bytes"]
-    session = Script(tokenizer.encode("abcdefghijklmnop").ids, tokenizer.get_vocab_size())
+def test_only_what_differs_is_computed_again(tokenizers, script_session):
+    tokenizer = tokenizers["bytes"]
+    session = script_session(tokenizer.encode("abcdefghijklmnop").ids, tokenizer.get_vocab_size())
     cached: list[int] = []
     first = generate(session, tokenizer, tokenizer.encode("abc").ids, max_tokens=3, cached=cached)
     assert "".join(first) == "def"
@@ -227,30 +201,30 @@ def test_only_what_differs_is_computed_again():
     assert again.result.cached_tokens == 5
 
 
-def test_an_interrupted_session_is_not_believed_beyond_its_length():
-    tokenizer = TOKENIZERS["bytes"]
-    session = Script(tokenizer.encode("abcdef").ids, tokenizer.get_vocab_size())
+def test_an_interrupted_session_is_not_believed_beyond_its_length(tokenizers, script_session):
+    tokenizer = tokenizers["bytes"]
+    session = script_session(tokenizer.encode("abcdef").ids, tokenizer.get_vocab_size())
     cached = tokenizer.encode("abc").ids  # the list says three, the session holds none
     assert "".join(generate(session, tokenizer, tokenizer.encode("abcd").ids, max_tokens=1, cached=cached)) == "e"
     assert session.tokens == tokenizer.encode("abcd").ids
 
 
-def test_speed_counts_what_was_computed():
+def test_speed_counts_what_was_computed(say):
     ticks = itertools.count()
-    generation, _ = say("abcdef", TOKENIZERS["bytes"], max_tokens=5, clock=lambda: float(next(ticks)))
+    generation, _ = say("abcdef", max_tokens=5, clock=lambda: float(next(ticks)))
     "".join(generation)
     result = generation.result
     assert (result.prefill_s, result.decode_s) == (1.0, 1.0)
     assert (result.prefill_tokens_per_s, result.decode_tokens_per_s) == (1.0, 4.0)
 
 
-def test_the_sampler_sees_prompt_and_answer():
-    tokenizer, seen = TOKENIZERS["bytes"], []
+def test_the_sampler_sees_prompt_and_answer(say, byte_tokenizer):
+    seen = []
 
     class Recording(Sampler):
         def __call__(self, logits_V, history):
-            seen.append(tokenizer.decode(list(history)))
+            seen.append(byte_tokenizer.decode(list(history)))
             return super().__call__(logits_V, history)
 
-    "".join(say("bc", tokenizer, sampler=Recording())[0])
+    "".join(say("bc", sampler=Recording())[0])
     assert seen == ["a", "ab", "abc"]
