@@ -29,12 +29,16 @@ def test_public_docstrings_with_their_signatures(tmp_path: Path) -> None:
     (tmp_path / "test" / "x.py").write_text('"""a test"""')
     (tmp_path / "broken.py").write_text("def (")
     (tmp_path / "silent.py").write_text("x = 1")
-    assert python_docs.corpus(tmp_path).documents == (
-        "The if.\n",
-        "The while statement.\n",
-        "class tree.Bonsai\n\nA tree.\n\n"
-        "tree.Bonsai.prune(self, branch, *, by: int=2)\n\nCut it.\n\ntree.water()\n\nNow.\n",
-    )
+    tree = [
+        "class tree.Bonsai",
+        "A tree.",
+        "tree.Bonsai.prune(self, branch, *, by: int=2)",
+        "Cut it.",
+        "tree.water()",
+        "Now.",
+    ]
+    wanted = ("The if.\n", "The while statement.\n", "\n\n".join(tree) + "\n")
+    assert python_docs.corpus(tmp_path).documents == wanted
 
 
 def test_a_library_without_sources(tmp_path: Path) -> None:
