@@ -1,0 +1,87 @@
+// Which table of kernels this CPU runs.
+#include <cstdlib>
+#include <stdexcept>
+#include <string>
+
+#include "kernels/tables.h"
+
+#if defined(__aarch64__) && defined(__linux__)
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
+#endif
+
+namespace penjing {
+namespace {
+
+constexpr int kMaxTables = 4;
+
+struct Tables {
+  const Kernels* table[kMaxTables];
+  int count;
+};
+
+Tables find_tables() {
+  Tables found = {{&kScalarKernels}, 1};
+#if defined(__x86_64__)
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+  const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
+                      __builtin_cpu_supports("avx512vnni");
+  if (avx2) found.table[found.count++] = &kAvx2Kernels;
+  if (avx2 && avx512) found.table[found.count++] = &kAvx512VnniKernels;
+#elif defined(__aarch64__)
+#if defined(__linux__)
+  const unsigned long needed = HWCAP_ASIMDDP | HWCAP_ASIMDHP | HWCAP_FPHP;
+  const bool neon = (getauxval(AT_HWCAP) & needed) == needed;
+#else
+  const bool neon = true;  // every Apple M
+#endif
+  if (neon) found.table[found.count++] = &kNeonKernels;
+#endif
+  return found;
+}
+
+const Tables& tables() {
+  static const Tables found = find_tables();
+  return found;
+}
+
+const Kernels& choose() {
+  const Tables& found = tables();
+  const char* wanted = std::getenv("PENJING_ISA");
+  if (!wanted || !*wanted) return *found.table[found.count - 1];
+  std::string names;
+  for (int i = 0; i < found.count; ++i) {
+    if (std::string(wanted) == found.table[i]->name) return *found.table[i];
+    names += std::string(i ? ", " : "") + found.table[i]->name;
+  }
+  throw std::runtime_error("PENJING_ISA=" + std::string(wanted) + " cannot run here; this CPU runs " + names);
+}
+
+size_t round_up_lanes(int n) { return (static_cast<size_t>(n) + kLanes - 1) / kLanes * kLanes; }
+
+}  // namespace
+
+const Kernels& kernels() {
+  static const Kernels& chosen = choose();
+  return chosen;
+}
+
+const Kernels* const* available_kernels(int* count) {
+  *count = tables().count;
+  return tables().table;
+}
+
+// Panels with a byte a code; 8-bit codes are used where they lie.
+size_t linear_scratch_bytes(const Matrix& w) {
+  if (w.kind != PJ_CODES || w.bits == 8) return 0;
+  return static_cast<size_t>(kMaxTilePanels) * w.num_groups * w.stride * kLanes;
+}
+
+// Weighted sums of the values for a tile of queries.
+size_t attend_scratch_bytes(int head_dim, int num_queries) {
+  return static_cast<size_t>(num_queries < kMaxQueryTile ? num_queries : kMaxQueryTile) * round_up_lanes(head_dim) *
+         sizeof(float);
+}
+
+}  // namespace penjing

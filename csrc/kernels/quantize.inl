@@ -1,0 +1,94 @@
+// Activations to 8-bit codes, and rows of packed weights back to floats.
+namespace penjing {
+namespace {
+
+// One group: 16 inputs at a time, the rest of the last unit coded 0. Infinity or NaN anywhere gives scale NaN, which
+// reaches every output; below 2^-100 (whose 127 / amax would overflow) a group counts as zero.
+inline void quantize_group(const float* x, int size, int8_t* code, float* scale, int32_t* sum) {
+  const Ints magnitude = ints(0x7fffffff);  // orders floats without their sign: NaN > infinity > numbers
+  Ints largest = ints(0);
+  int i = 0;
+  for (; i + kLanes <= size; i += kLanes) largest = max(largest, bit_and(bits_of(load(x + i)), magnitude));
+  if (i < size) largest = max(largest, bit_and(bits_of(load_first(x + i, size - i)), magnitude));
+  const int32_t amax_bits = reduce_max(largest);
+  float amax;
+  std::memcpy(&amax, &amax_bits, sizeof amax);
+
+  const bool finite = amax_bits < 0x7f800000;
+  const bool zero = amax < 0x1p-100f;
+  *scale = !finite ? __builtin_nanf("") : zero ? 0.0f : amax / 127.0f;
+  const Floats inverse = all(finite && !zero ? 127.0f / amax : 0.0f);
+  const Floats magic = all(12582912.0f);  // 1.5 * 2^23: adding it rounds to the nearest even integer
+  Ints total = ints(0);
+  for (i = 0; i < size; i += kLanes) {
+    const Floats lane = i + kLanes <= size ? load(x + i) : load_first(x + i, size - i);
+    const Ints rounded = sub(bits_of(add(mul(lane, inverse), magic)), ints(0x4b400000));
+    const Ints lane_code = finite ? rounded : ints(0);
+    store_s8(code + i, lane_code);
+    total = add(total, lane_code);
+  }
+  *sum = reduce_add(total);
+}
+
+void quantize_columns(const float* x, int num_columns, int cols, int group_size, const QuantizedColumns& out) {
+  const int num_groups = cols / group_size;
+  const int stride = (group_size + kUnit - 1) / kUnit * kUnit;
+  for (int c = 0; c < num_columns; ++c) {
+    for (int g = 0; g < num_groups; ++g) {
+      const size_t group = static_cast<size_t>(c) * num_groups + g;
+      quantize_group(x + static_cast<size_t>(c) * cols + static_cast<size_t>(g) * group_size, group_size,
+                     out.code + group * stride, out.scale + group, out.sum + group);
+    }
+  }
+}
+
+// Entry `entry` (4 * lane + input of its block) of block `block` in a plane.
+inline int plane_entry(const uint8_t* plane, int plane_bits, int block, int entry) {
+  switch (plane_bits) {
+    case 8:
+      return plane[block * 64 + entry];
+    case 4:
+      return plane[block / 2 * 64 + entry] >> (block % 2 * 4) & 15;
+    case 2:
+      return plane[block / 4 * 64 + entry] >> (block % 4 * 2) & 3;
+    default:
+      return plane[block * 8 + entry / 8] >> (entry % 8) & 1;
+  }
+}
+
+// A group's planes: the low one, and above it one of `high` bits (0: none).
+inline int low_bits(int bits) { return bits == 3 ? 2 : bits == 5 || bits == 6 ? 4 : bits; }
+
+void read_codes_row(const Matrix& w, int row, float* out) {
+  const int panel = row / kLanes, lane = row % kLanes, low = low_bits(w.bits), high = w.bits - low;
+  const size_t first_group = static_cast<size_t>(panel) * w.num_groups;
+  const size_t group_bytes = static_cast<size_t>(w.stride) * kLanes * w.bits / 8;
+  for (int g = 0; g < w.num_groups; ++g) {
+    const uint8_t* plane = w.data + panel * w.panel_bytes + g * group_bytes;
+    const uint8_t* high_plane = plane + static_cast<size_t>(w.stride) * kLanes * low / 8;
+    const size_t entry = (first_group + g) * kLanes;
+    float scale[kLanes];
+    store(scale, load_f16(w.scales + entry));
+    const int zero = w.zeros ? w.zeros[entry + lane] : 1 << (w.bits - 1);
+    for (int i = 0; i < w.group_size; ++i) {
+      int code = plane_entry(plane, low, i / 4, 4 * lane + i % 4);
+      if (high) code += plane_entry(high_plane, high, i / 4, 4 * lane + i % 4) << low;
+      *out++ = static_cast<float>(code - zero) * scale[lane];
+    }
+  }
+}
+
+void read_row(const Matrix& w, int row, float* out) {
+  if (w.kind == PJ_CODES) return read_codes_row(w, row, out);
+  const size_t element = w.kind == PJ_F32 ? 4 : 2;
+  const uint8_t* panel = w.data + row / kLanes * w.panel_bytes;
+  float lanes[kLanes];
+  for (int i = 0; i < w.cols; ++i) {
+    const uint8_t* p = panel + static_cast<size_t>(i) * kLanes * element;
+    store(lanes, w.kind == PJ_F32 ? load(p) : w.kind == PJ_F16 ? load_f16(p) : load_bf16(p));
+    out[i] = lanes[row % kLanes];
+  }
+}
+
+}  // namespace
+}  // namespace penjing

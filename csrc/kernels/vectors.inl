@@ -1,0 +1,82 @@
+// Kernels over one vector: norms, rotary embedding, activations, sums; and the memory probe.
+namespace penjing {
+namespace {
+
+inline Floats load_up_to(const float* x, int n) { return n >= kLanes ? load(x) : load_first(x, n); }
+inline void store_up_to(float* y, Floats x, int n) { n >= kLanes ? store(y, x) : store_first(y, x, n); }
+
+void rms_norm(const float* x, const float* weight, int size, float eps, float* y) {
+  Floats squares = all(0.0f);
+  for (int i = 0; i < size; i += kLanes) {
+    const Floats lane = load_up_to(x + i, size - i);
+    squares = fma(lane, lane, squares);
+  }
+  const float mean = reduce_add(squares) / static_cast<float>(size);
+  const Floats inverse = all(1.0f / __builtin_sqrtf(mean + eps));
+  for (int i = 0; i < size; i += kLanes) {
+    const Floats scaled = mul(load_up_to(x + i, size - i), inverse);
+    store_up_to(y + i, mul(scaled, load_up_to(weight + i, size - i)), size - i);
+  }
+}
+
+void layer_norm(const float* x, const float* weight, const float* bias, int size, float eps, float* y) {
+  Floats sum = all(0.0f);
+  for (int i = 0; i < size; i += kLanes) sum = add(sum, load_up_to(x + i, size - i));
+  const Floats mean = all(reduce_add(sum) / static_cast<float>(size));
+  Floats squares = all(0.0f);
+  for (int i = 0; i < size; i += kLanes) {
+    const Floats off = lanes_between(0, size - i - 1, sub(load_up_to(x + i, size - i), mean), all(0.0f));
+    squares = fma(off, off, squares);
+  }
+  const Floats inverse = all(1.0f / __builtin_sqrtf(reduce_add(squares) / static_cast<float>(size) + eps));
+  for (int i = 0; i < size; i += kLanes) {
+    const Floats scaled = mul(sub(load_up_to(x + i, size - i), mean), inverse);
+    const Floats shift = bias ? load_up_to(bias + i, size - i) : all(0.0f);
+    store_up_to(y + i, fma(scaled, load_up_to(weight + i, size - i), shift), size - i);
+  }
+}
+
+void rope(float* head, const float* cos, const float* sin, int rotary_dim) {
+  const int half = rotary_dim / 2;
+  for (int i = 0; i < half; i += kLanes) {
+    const int n = half - i;
+    const Floats a = load_up_to(head + i, n), b = load_up_to(head + half + i, n);
+    const Floats c = load_up_to(cos + i, n), s = load_up_to(sin + i, n);
+    store_up_to(head + i, fma(negate(b), s, mul(a, c)), n);
+    store_up_to(head + half + i, fma(a, s, mul(b, c)), n);
+  }
+}
+
+inline Floats gelu_tanh(Floats x) {  // (1 + tanh(z)) / 2 = sigmoid(2z), z = sqrt(2 / pi) (x + 0.044715 x^3)
+  const Floats cubic = fma(mul(mul(x, x), x), all(0.044715f), x);
+  return mul(x, sigmoid(mul(all(1.59576912f), cubic)));
+}
+
+void activate(pj_activation act, const float* gate, const float* up, int size, float* y) {
+  for (int i = 0; i < size; i += kLanes) {
+    const int n = size - i;
+    const Floats x = load_up_to(gate + i, n);
+    Floats value = act == PJ_SILU ? mul(x, sigmoid(x)) : act == PJ_GELU ? mul(x, normal_cdf(x)) : gelu_tanh(x);
+    if (up) value = mul(value, load_up_to(up + i, n));
+    store_up_to(y + i, value, n);
+  }
+}
+
+void add_scaled(const float* x, float scale, int size, float* y) {
+  for (int i = 0; i < size; i += kLanes) {
+    const int n = size - i;
+    store_up_to(y + i, fma(all(scale), load_up_to(x + i, n), load_up_to(y + i, n)), n);
+  }
+}
+
+// Sum of the buffer's 4-byte words; bytes past the last whole 256 are left out.
+uint64_t probe_read(const uint8_t* buffer, size_t size) {
+  Ints sum[4] = {ints(0), ints(0), ints(0), ints(0)};
+  for (size_t i = 0; i + 256 <= size; i += 256) {
+    for (int k = 0; k < 4; ++k) sum[k] = add(sum[k], bits_of(load(buffer + i + 64 * k)));
+  }
+  return static_cast<uint32_t>(reduce_add(add(add(sum[0], sum[1]), add(sum[2], sum[3]))));
+}
+
+}  // namespace
+}  // namespace penjing
