@@ -90,7 +90,7 @@ typedef struct pj_session pj_session;
 
 PJ_API int pj_abi_version(void);
 PJ_API const char* pj_last_error(void);
-/* Kernels in use: "scalar", "avx2", "avx512vnni", "neon". Environment PENJING_ISA forces one. */
+/* Kernels in use: "scalar", "avx2", "avx512vnni", "neon". Environment PENJING_ISA forces one; NULL where it cannot. */
 PJ_API const char* pj_isa(void);
 
 PJ_API int pj_model_create(const pj_model_desc* desc, pj_model** out);
@@ -109,7 +109,8 @@ PJ_API int pj_forward(pj_session* session, const int32_t* tokens, int num_tokens
 /* From any thread: the forward pass under way stops with PJ_CANCELLED. */
 PJ_API void pj_session_cancel(pj_session* session);
 
-/* What this machine can do: bytes/s read from memory by all threads, int8 multiply-adds/s of the kernels' inner loop. */
+/* What this machine can do: bytes/s read from memory by all threads, int8 multiply-adds/s of the kernels' inner loop.
+ * 0 on an error. */
 PJ_API double pj_probe_read(size_t buffer_bytes, int num_threads, int repeats);
 PJ_API double pj_probe_int8(int num_threads, int repeats);
 

@@ -1,0 +1,126 @@
+#include "model/session.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "ops/error.h"
+
+namespace penjing {
+namespace {
+
+size_t times(size_t a, size_t b) {
+  size_t product;
+  if (__builtin_mul_overflow(a, b, &product)) throw std::bad_alloc();
+  return product;
+}
+
+template <class Visit>
+void for_each_matrix(const Model& model, Visit visit) {
+  visit(model.head);
+  for (const Layer& layer : model.layers) {
+    for (const Matrix* m : {&layer.q, &layer.k, &layer.v, &layer.o, &layer.gate, &layer.up, &layer.down}) {
+      if (present(*m)) visit(*m);
+    }
+  }
+}
+
+}  // namespace
+
+Session::Session(const Model& model_, int max_context_, int num_threads, pj_kind kv_kind_)
+    : model(model_),
+      kernels(penjing::kernels()),
+      max_context(max_context_),
+      kv_kind(kv_kind_),
+      team(num_threads),
+      threads(static_cast<size_t>(num_threads)),
+      ropes(model_.ropes.size()),
+      kv(times(model_.layers.size(), static_cast<size_t>(model_.num_kv_heads))) {
+  lay_out();
+  arena_.allocate();
+  lay_out();
+  fill_rope_tables();
+}
+
+// Runs twice, see Arena. Everything that is used in one layer lies together; the cache, which grows, comes last.
+void Session::lay_out() {
+  const size_t columns = kBlockColumns;
+  const size_t q_rows = padded(model.q_size()), kv_rows = padded(model.kv_size());
+  const size_t hidden_rows = padded(model.hidden_size), inner_rows = padded(model.intermediate_size);
+  size_t scratch_bytes = attend_scratch_bytes(model.head_dim, std::max(kQueryBlock, model.queries_per_kv()));
+  for_each_matrix(model, [&](const Matrix& m) { scratch_bytes = std::max(scratch_bytes, linear_scratch_bytes(m)); });
+
+  shared = take_workspace(kBlockColumns);
+  q = arena_.take<float>(columns * q_rows);
+  k = arena_.take<float>(columns * kv_rows);
+  v = arena_.take<float>(columns * kv_rows);
+  attended = arena_.take<float>(columns * static_cast<size_t>(model.q_size()));
+  gate = arena_.take<float>(columns * inner_rows);
+  up = arena_.take<float>(columns * inner_rows);
+  activated = arena_.take<float>(columns * static_cast<size_t>(model.intermediate_size));
+  attn_out = arena_.take<float>(columns * hidden_rows);
+  mlp_out = arena_.take<float>(columns * hidden_rows);
+  positions = arena_.take<int32_t>(std::max<size_t>(columns, static_cast<size_t>(model.num_heads)));
+  for (ThreadBuffers& thread : threads) {
+    thread.own = take_workspace(kOwnColumns);
+    thread.scratch = arena_.take<uint8_t>(scratch_bytes);
+    thread.logits = arena_.take<float>(kLogitTile);
+  }
+  take_rope_tables();
+  take_cache();
+}
+
+Workspace Session::take_workspace(int num_columns) {
+  const size_t columns = static_cast<size_t>(num_columns);
+  size_t codes = 0, groups = 0;
+  for_each_matrix(model, [&](const Matrix& m) {
+    codes = std::max(codes, static_cast<size_t>(m.num_groups) * m.stride);
+    groups = std::max(groups, static_cast<size_t>(m.num_groups));
+  });
+  Workspace out;
+  out.x = arena_.take<float>(columns * model.hidden_size);
+  out.normed = arena_.take<float>(columns * model.hidden_size);
+  for (QuantizedColumns& quantized : out.quantized) {
+    quantized.code = arena_.take<int8_t>(columns * codes);
+    quantized.scale = arena_.take<float>(columns * groups);
+    quantized.sum = arena_.take<int32_t>(columns * groups);
+  }
+  return out;
+}
+
+void Session::take_rope_tables() {
+  for (size_t i = 0; i < ropes.size(); ++i) {
+    const size_t half = model.ropes[i].inv_freq.size();
+    float* cos = arena_.take<float>(times(half, static_cast<size_t>(max_context)));
+    float* sin = arena_.take<float>(times(half, static_cast<size_t>(max_context)));
+    ropes[i] = RopeTable{cos, sin, static_cast<int>(2 * half)};
+  }
+}
+
+void Session::take_cache() {
+  const size_t element = kv_kind == PJ_F32 ? 4 : 2;
+  const size_t positions_padded = static_cast<size_t>(padded(max_context));
+  const size_t bytes = times(times(positions_padded, static_cast<size_t>(model.head_dim)), element);
+  for (KvHead& head : kv) {
+    head.keys = arena_.take<uint8_t>(bytes);
+    head.values = arena_.take<uint8_t>(bytes);
+    head.kind = kv_kind;
+  }
+}
+
+// The angle is a float32 product, as in every trained model's own code; its cosine is correctly rounded.
+void Session::fill_rope_tables() {
+  for (size_t i = 0; i < ropes.size(); ++i) {
+    const Rope& rope = model.ropes[i];
+    float* cos = const_cast<float*>(ropes[i].cos);
+    float* sin = const_cast<float*>(ropes[i].sin);
+    for (int position = 0; position < max_context; ++position) {
+      for (float frequency : rope.inv_freq) {
+        const double angle = static_cast<float>(position) * frequency;
+        *cos++ = static_cast<float>(std::cos(angle)) * rope.scale;
+        *sin++ = static_cast<float>(std::sin(angle)) * rope.scale;
+      }
+    }
+  }
+}
+
+}  // namespace penjing

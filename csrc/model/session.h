@@ -1,0 +1,87 @@
+// A conversation with a model: the KV cache, and every buffer that a forward pass writes.
+#pragma once
+#include <atomic>
+#include <memory>
+#include <vector>
+
+#include "model/model.h"
+#include "ops/arena.h"
+#include "ops/team.h"
+
+namespace penjing {
+
+// Prompts go through the layers in blocks of at most this many columns: enough that a panel unpacked once serves many
+// columns, few enough that a block's activations stay in the L2 cache.
+constexpr int kBlockColumns = 128;
+// So few columns are prepared (norm, quantize) by every thread for itself: that is cheaper than waiting for each other.
+constexpr int kOwnColumns = 4;
+// Prefill: queries of one head that are attended together.
+constexpr int kQueryBlock = 32;
+// Floats of logits that a thread computes before it scales and copies them to the caller.
+constexpr int kLogitTile = 16384;
+// q, k and v (or gate and up) may each ask for their common input quantized with another group size.
+constexpr int kMaxVariants = 3;
+
+// The residual stream and what the next matrices read, for some columns.
+struct Workspace {
+  float* x;       // [column][hidden] residual stream
+  float* normed;  // [column][hidden]
+  QuantizedColumns quantized[kMaxVariants];
+};
+
+struct ThreadBuffers {
+  Workspace own;  // [kOwnColumns]
+  void* scratch;  // of the kernels
+  float* logits;  // [kLogitTile]
+};
+
+struct RopeTable {
+  const float* cos;  // [position][rotary_dim / 2]
+  const float* sin;
+  int rotary_dim;
+};
+
+struct Session {
+  Session(const Model& model, int max_context, int num_threads, pj_kind kv_kind);
+
+  const Model& model;
+  const Kernels& kernels;
+  const int max_context;
+  const pj_kind kv_kind;
+  int length = 0;
+  std::atomic<bool> cancelled{false};
+  Team team;
+
+  // Shared by all threads. A leading dimension of padded rows is what linear kernels write.
+  Workspace shared;           // [kBlockColumns]
+  float *q, *k, *v;           // [column][padded q_size], [column][padded kv_size] twice
+  float* attended;            // [column][q_size]
+  float *gate, *up;           // [column][padded intermediate_size]
+  float* activated;           // [column][intermediate_size]
+  float *attn_out, *mlp_out;  // [column][padded hidden]
+  int32_t* positions;         // [max(kBlockColumns, num_heads)]
+  std::vector<ThreadBuffers> threads;
+  std::vector<RopeTable> ropes;
+  std::vector<KvHead> kv;  // [layer][kv head]
+
+  size_t bytes() const { return arena_.size(); }
+  const KvHead& kv_head(size_t layer, int head) const {
+    return kv[layer * static_cast<size_t>(model.num_kv_heads) + static_cast<size_t>(head)];
+  }
+
+ private:
+  void lay_out();
+  Workspace take_workspace(int columns);
+  void take_rope_tables();
+  void take_cache();
+  void fill_rope_tables();
+
+  Arena arena_;
+};
+
+inline int padded(int rows) { return (rows + PJ_LANES - 1) / PJ_LANES * PJ_LANES; }
+
+// Appends tokens; see pj_forward. Throws Error and leaves the session as it was.
+void forward(Session& session, const int32_t* tokens, int num_tokens, float* logits, int num_logits);
+
+}  // namespace penjing

@@ -1,0 +1,66 @@
+// A team of threads that runs one function together, in step.
+#pragma once
+#include <atomic>
+#include <condition_variable>
+#include <cstdint>
+#include <mutex>
+#include <thread>
+#include <type_traits>
+#include <vector>
+
+namespace penjing {
+
+// A counter that threads wait on: a short spin, then yielding to whoever wants the CPU, then sleep.
+class Gate {
+ public:
+  uint32_t count() const { return count_.load(std::memory_order_acquire); }
+  // Everything before open() is visible to whoever returns from wait_past().
+  void open();
+  void wait_past(uint32_t seen, int spins);
+
+ private:
+  std::atomic<uint32_t> count_{0};
+  std::atomic<int> sleepers_{0};
+  std::mutex mutex_;
+  std::condition_variable wake_;
+};
+
+// num_threads - 1 workers and the caller. One thread: no workers, and a barrier costs a comparison.
+class Team {
+ public:
+  explicit Team(int num_threads);
+  ~Team();
+  Team(const Team&) = delete;
+  Team& operator=(const Team&) = delete;
+
+  int size() const { return size_; }
+
+  // Calls body(thread) on every thread, 0 being the caller, and returns when all are done. The body must not throw.
+  template <class Body>
+  void run(Body&& body) {
+    using Function = std::remove_reference_t<Body>;
+    run_job([](void* context, int thread) { (*static_cast<Function*>(context))(thread); }, &body);
+  }
+
+  // Inside run(), by every thread: nobody goes on before all are here.
+  void barrier();
+
+ private:
+  using Job = void (*)(void* context, int thread);
+  void run_job(Job job, void* context);
+  void work(int thread);
+  void stop();
+
+  const int size_;
+  int spins_;
+  Job job_ = nullptr;  // null tells the workers to leave
+  void* context_ = nullptr;
+  Gate start_, passed_;
+  alignas(64) std::atomic<int> arrived_{0};
+  std::vector<std::thread> workers_;
+};
+
+// CPUs that this process may use.
+int available_cpus();
+
+}  // namespace penjing
