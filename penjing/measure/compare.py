@@ -17,6 +17,7 @@ from penjing.measure.quality import Progress, Quality, Scorer, qualities
 from penjing.measure.speed import speeds
 
 if TYPE_CHECKING:
+    from penjing.measure.torch_decoder import DecoderScorer
     from penjing.measure.torch_model import TorchScorer
 
 WHAT = ("quality", "speed", "memory")
@@ -27,7 +28,7 @@ MAX_DIFFERENCE = 0.005
 
 @dataclass(frozen=True, kw_only=True)
 class Shipped:
-    """A packed model as the engine runs it, and its weights made float32 and run by transformers."""
+    """A packed model as the engine runs it, and its weights made float32 and run by torch."""
 
     shipped: Quality
     simulated: Quality
@@ -188,13 +189,19 @@ def _check_request(checkpoints: Sequence[Checkpoint], what: Collection[str], cor
         )
 
 
-def _torch_scorer(checkpoint: Checkpoint) -> TorchScorer:
+def _torch_scorer(checkpoint: Checkpoint) -> TorchScorer | DecoderScorer:
+    """float32: by transformers, but a packed model has no config of theirs."""
     try:
+        if is_packed(checkpoint):
+            from penjing.measure import torch_decoder
+
+            return torch_decoder.scorer(checkpoint)
         from penjing.measure import torch_model
+
+        return torch_model.scorer(checkpoint)
     except ModuleNotFoundError as error:
         raise PenjingError(
             f"{error.name} is not installed",
             where=f"quality of {checkpoint.name}",
             attempt="pip install 'penjing[fit]'",
         ) from error
-    return torch_model.scorer(checkpoint)

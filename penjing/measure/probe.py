@@ -74,7 +74,7 @@ def read_device(path: Path) -> Probe:
         raise PenjingError(f"unreadable device: {error}", where=str(path), attempt="penjing probe -o FILE") from error
     kinds: dict[str, tuple[type, ...]] = {"isa": (str,), "cores": (int,), "memory_bytes": (int,)}
     for entry in fields(Probe):
-        value = values.get(entry.name)
+        value: Any = values.get(entry.name)
         right = isinstance(value, kinds.get(entry.name, (int, float))) and not isinstance(value, bool)
         if not right or (not isinstance(value, str) and not 0 < value < 1e18):
             raise PenjingError(
