@@ -3,7 +3,7 @@
     model-00001-of-000NN.safetensors   weights in float, as transformers reads them
     codes-00001-of-000NN.safetensors   packed codes of the same shard's quantized matrices: NAME.codes, .scales, .zeros
     model.safetensors.index.json, config.json, generation_config.json, tokenizer.json, tokenizer_config.json, …
-    penjing.json                       {"format", "version", "layouts": {name: Layout}, "codes": {name: file}}
+    penjing.json                       "layouts": {name: Layout}, "base": the model that it all began with
 
 A run that is killed leaves `OUT.partial` with whole shards only, and `progress.json` saying which of them are
 finished and of which step. The same step continues there, another one starts anew.
@@ -142,6 +142,7 @@ class CheckpointWriter:
         generation: Mapping[str, Any],
         tokenizer_json: str | None,
         chat_template: str | None,
+        base: Mapping[str, Any],
         companions: Path | None = None,
     ) -> None:
         """Everything beside the weights. `companions`: the parent's folder, whose `COMPANIONS` are copied."""
@@ -158,7 +159,7 @@ class CheckpointWriter:
                 write_file(self.folder / name, (companions / name).read_bytes())
         if tokenizer_json is not None and not (self.folder / "tokenizer_config.json").exists():
             self._write_json("tokenizer_config.json", tokenizer_config(tokenizer_json, config, chat_template))
-        self._write_tables()
+        self._write_tables(base)
 
     def finish(self) -> None:
         """Let the folder appear as OUT."""
@@ -221,15 +222,14 @@ class CheckpointWriter:
     def _save_progress(self) -> None:
         self._write_json(PROGRESS, {"step": self._step, "finished": self._finished})
 
-    def _write_tables(self) -> None:
+    def _write_tables(self, base: Mapping[str, Any]) -> None:
         """What is in which file: for transformers, and for penjing."""
         weight_map = {name: self._name("model", n) for n, shard in enumerate(self._shards) for name in shard.tensors}
         size = sum(spec.nbytes for shard in self._shards for spec in shard.tensors.values())
         self._write_json("model.safetensors.index.json", {"metadata": {"total_size": size}, "weight_map": weight_map})
-        layouts = {name: layout for shard in self._shards for name, layout in shard.layouts.items()}
-        files = {name: self._name("codes", n) for n, shard in enumerate(self._shards) for name in shard.layouts}
-        fields = {name: dataclasses.asdict(layout) for name, layout in layouts.items()}
-        self._write_json(LAYOUTS, {"format": "penjing-checkpoint", "version": 1, "layouts": fields, "codes": files})
+        layouts = {name: dataclasses.asdict(layout) for shard in self._shards for name, layout in shard.layouts.items()}
+        own = {"format": "penjing-checkpoint", "version": 1, "base": dict(base), "layouts": layouts}
+        self._write_json(LAYOUTS, own)
 
     def _write_json(self, name: str, value: Mapping[str, Any]) -> None:
         write_file(self.folder / name, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode())
