@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from penjing.errors import PenjingError
-from penjing.format.source import bad_key, integer, number
+from penjing.format.source import MAX_LAYERS, bad_key, integer, number
 
 #: llama.cpp's architecture to Hugging Face's model_type and class
 MODEL_TYPES: Final = {
@@ -62,7 +62,7 @@ def hf_config(
         "vocab_size": vocab_size,
         "hidden_size": hidden,
         "intermediate_size": integer(own, "feed_forward_length"),
-        "num_hidden_layers": integer(own, "block_count"),
+        "num_hidden_layers": integer(own, "block_count", most=MAX_LAYERS),
         "num_attention_heads": heads,
         "num_key_value_heads": integer(own, "attention.head_count_kv", heads),
         "head_dim": head_dim,
@@ -75,7 +75,8 @@ def hf_config(
     }
     if arch != "gptneox":
         config["rms_norm_eps"] = number(own, "attention.layer_norm_rms_epsilon")
-    config |= _rope(own, config, factors) | _OWN.get(arch, _nothing)(own, config) | _token_ids(fields)
+    config |= _rope(own, config, factors) | _token_ids(fields)
+    config |= _OWN.get(arch, _nothing)(own, config)
     return {key: value for key, value in config.items() if value is not None}
 
 
@@ -143,9 +144,20 @@ def _gemma3(own: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
         "hidden_activation": "gelu_pytorch_tanh",
         "query_pre_attn_scalar": per_head if odd else config["head_dim"],
         "sliding_window": integer(own, "attention.sliding_window"),
-        "sliding_window_pattern": integer(own, "attention.sliding_window_pattern", 6),
+        "layer_types": ["sliding_attention" if slides else "full_attention" for slides in _sliding(own, layers)],
         "rope_local_base_freq": number(own, "rope.freq_base_swa", 10_000.0),
     }
+
+
+def _sliding(own: dict[str, Any], num_layers: int) -> list[bool]:
+    """Which layers slide: all but every n-th (6 where the file does not say), or said for each."""
+    pattern = own.get("attention.sliding_window_pattern")
+    if isinstance(pattern, list):
+        if len(pattern) != num_layers:
+            raise bad_key(own, "attention.sliding_window_pattern", f"{num_layers} layers are needed")
+        return [bool(slides) for slides in pattern]
+    period = integer(own, "attention.sliding_window_pattern", 6) or 1
+    return [(n + 1) % period != 0 for n in range(num_layers)]
 
 
 def _phi3(own: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:

@@ -69,6 +69,8 @@ def gather_rows(read: Callable[[slice], NDArray[Any]], index: NDArray[np.intp]) 
 
 
 REQUIRED: Final = object()
+#: far beyond any real model; a hostile config must not fill the memory
+MAX_LAYERS: Final = 4096
 
 
 def integer(config: Mapping[str, Any], key: str, default: Any = REQUIRED, *, most: int = 1 << 24) -> int:

@@ -15,7 +15,7 @@ from typing import Any, Final, Protocol, cast
 from penjing.errors import PenjingError
 from penjing.format.architecture import LAYER_MATRICES, Architecture
 from penjing.format.rope import max_positions, rope, rope_parameters
-from penjing.format.source import Rows, bad_key, integer, number
+from penjing.format.source import MAX_LAYERS, Rows, bad_key, integer, number
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,8 +123,7 @@ def decoder(
 
 
 def layer_count(config: dict[str, Any]) -> int:
-    """`num_hidden_layers`, within reason: a hostile config must not fill the memory."""
-    return integer(config, "num_hidden_layers", most=4096)
+    return integer(config, "num_hidden_layers", most=MAX_LAYERS)
 
 
 def token_ids(value: object) -> tuple[int, ...]:

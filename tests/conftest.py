@@ -1,0 +1,175 @@
+"""Tiny random models of every family, made by transformers, with its logits: the truth that opening is judged by."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+WINDOW, PROMPT = 7, 23  # the prompt is longer than every window
+_COMMON = {
+    "vocab_size": 101,
+    "hidden_size": 36,
+    "intermediate_size": 52,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 10,
+    "max_position_embeddings": 64,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": None,
+}
+_BY_HEADS = {"hidden_size": 40, "head_dim": 10}  # families that derive head_dim
+_LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 500.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
+_YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 16}
+_LONGROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 1e4,
+    "partial_rotary_factor": 0.6,
+    "short_factor": [1.0, 1.5, 2.5],
+    "long_factor": [2.0, 3.0, 9.0],
+}
+_GEMMA_ROPES = {
+    "full_attention": {"rope_type": "linear", "rope_theta": 1e5, "factor": 8.0},
+    "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+}
+_GRANITE = {
+    "embedding_multiplier": 3.0,
+    "attention_multiplier": 0.2,
+    "residual_multiplier": 0.4,
+    "logits_scaling": 5.0,
+    "attention_bias": True,
+    "mlp_bias": True,
+}
+_SMOLLM3 = {"no_rope_layer_interval": 2, "use_sliding_window": True, "sliding_window": WINDOW}
+_NEOX = _BY_HEADS | {"num_key_value_heads": None, "rotary_pct": 0.4}
+
+#: name to (config class, model class, what the config says besides _COMMON)
+CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "llama": ("LlamaConfig", "LlamaForCausalLM", {}),
+    "llama-tied-biased": (
+        "LlamaConfig",
+        "LlamaForCausalLM",
+        {"tie_word_embeddings": True, "attention_bias": True, "mlp_bias": True},
+    ),
+    "llama-llama3": ("LlamaConfig", "LlamaForCausalLM", {"rope_parameters": _LLAMA3}),
+    "llama-yarn": ("LlamaConfig", "LlamaForCausalLM", {"rope_parameters": _YARN}),
+    "mistral": ("MistralConfig", "MistralForCausalLM", {"sliding_window": WINDOW}),
+    "qwen2": (
+        "Qwen2Config",
+        "Qwen2ForCausalLM",
+        _BY_HEADS | {"use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 1},
+    ),
+    "qwen2-full": ("Qwen2Config", "Qwen2ForCausalLM", _BY_HEADS),
+    "qwen3": ("Qwen3Config", "Qwen3ForCausalLM", {"attention_bias": True, "sliding_window": 3}),
+    "gemma3_text": (
+        "Gemma3TextConfig",
+        "Gemma3ForCausalLM",
+        {
+            "sliding_window": WINDOW,
+            "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+            "rope_parameters": _GEMMA_ROPES,
+            "query_pre_attn_scalar": 13,
+        },
+    ),
+    "gemma3_text-heads": (
+        "Gemma3TextConfig",
+        "Gemma3ForCausalLM",
+        {
+            "num_hidden_layers": 4,
+            "sliding_window": WINDOW,
+            "layer_types": ["sliding_attention", "full_attention"] * 2,
+            "rope_parameters": _GEMMA_ROPES,
+            "query_pre_attn_scalar": 10,
+        },
+    ),
+    "phi3": (
+        "Phi3Config",
+        "Phi3ForCausalLM",
+        _BY_HEADS
+        | {"sliding_window": WINDOW, "rope_parameters": _LONGROPE, "original_max_position_embeddings": 32},
+    ),
+    "gpt_neox": ("GPTNeoXConfig", "GPTNeoXForCausalLM", _NEOX),
+    "gpt_neox-sequential": ("GPTNeoXConfig", "GPTNeoXForCausalLM", _NEOX | {"use_parallel_residual": False}),
+    "olmo2": ("Olmo2Config", "Olmo2ForCausalLM", _BY_HEADS),
+    "granite": ("GraniteConfig", "GraniteForCausalLM", _BY_HEADS | _GRANITE),
+    "smollm3-full": ("SmolLM3Config", "SmolLM3ForCausalLM", _BY_HEADS | {"num_hidden_layers": 5}),
+    "smollm3": ("SmolLM3Config", "SmolLM3ForCausalLM", _BY_HEADS | _SMOLLM3),
+}
+
+
+@dataclass(frozen=True)
+class Tiny:
+    """A saved model, a prompt, and what transformers (float32) makes of it."""
+
+    name: str
+    path: Path
+    token_T: np.ndarray
+    logit_TV: np.ndarray
+    model: Any
+
+    def tolerance(self) -> float:
+        """Rounding of float32 through the layers, for either side.
+
+        A dot product of n terms is off by at most n * eps of the sum of their magnitudes, and a path through a layer has
+        two, of the hidden and of the inner size; magnitudes are about those of the logits, as every weight matrix keeps
+        them. The window's softmax adds little beside it.
+        """
+        config = self.model.config
+        terms = config.num_hidden_layers * (config.hidden_size + config.intermediate_size) + config.hidden_size
+        return terms * float(np.finfo(np.float32).eps) * float(np.abs(self.logit_TV).max())
+
+
+def _randomize(model: Any, torch: Any) -> None:
+    """Norm weights around one (Gemma's around zero) and biases that matter; matrices that keep magnitudes."""
+    generator = torch.Generator().manual_seed(5)
+    for name, parameter in model.named_parameters():
+        noise = torch.randn(parameter.shape, generator=generator)
+        if parameter.ndim == 2:
+            parameter.data = noise if "embed" in name else noise / parameter.shape[1] ** 0.5
+        else:
+            centre = 1.0 if name.endswith("weight") and "gemma3" not in model.config.model_type else 0.0
+            parameter.data = centre + 0.3 * noise
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Tiny]:
+    """tiny_model(name of a case) -> Tiny, made once."""
+    torch = pytest.importorskip("torch", reason="families are compared with transformers: pip install 'penjing[fit]'")
+    transformers = pytest.importorskip("transformers", reason="pip install 'penjing[fit]'")
+    torch.set_num_threads(1)
+    made: dict[str, Tiny] = {}
+
+    def make(name: str) -> Tiny:
+        if name not in made:
+            config_class, model_class, own = CASES[name]
+            config = getattr(transformers, config_class)(**(_COMMON | own))
+            model = getattr(transformers, model_class)(config).eval()
+            _randomize(model, torch)
+            path = tmp_path_factory.mktemp(name)
+            model.save_pretrained(path)
+            token_T = np.random.default_rng(3).integers(0, 101, PROMPT)
+            with torch.no_grad():
+                logit_TV = model(torch.from_numpy(token_T)[None]).logits[0].numpy()
+            made[name] = Tiny(name, path, token_T, logit_TV, model)
+        return made[name]
+
+    return make
+
+
+@pytest.fixture(params=sorted(CASES))
+def tiny(request: pytest.FixtureRequest, tiny_model: Callable[..., Tiny]) -> Tiny:
+    """Each case in turn."""
+    return tiny_model(request.param)
