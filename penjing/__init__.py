@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
-from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
 
 from penjing.errors import PenjingError
 
-try:
-    __version__ = version("penjing")
-except PackageNotFoundError:  # run from a source tree that was never installed
-    __version__ = "0+unknown"
+if TYPE_CHECKING:
+    from penjing.api import Model, open
 
-__all__ = ["PenjingError", "__version__"]
+__all__ = ["Model", "PenjingError", "__version__", "open"]
+
+
+def __getattr__(name: str) -> Any:
+    """`Model`, `open` and the version, when they are asked for: the command line starts without them."""
+    if name in ("Model", "open"):
+        from penjing import api
+
+        return getattr(api, name)
+    if name == "__version__":
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            return version("penjing")
+        except PackageNotFoundError:  # run from a source tree that was never installed
+            return "0+unknown"
+    raise AttributeError(f"module 'penjing' has no attribute {name!r}")

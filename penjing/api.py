@@ -1,0 +1,263 @@
+"""penjing from Python.
+
+    model = penjing.open("smollm2-135m")
+    small = model.quantize("small", bits=4, group_size=64).pack("small.penjing")
+    print(small.generate("Once upon a time", max_tokens=40))
+    print(small.chat([{"role": "user", "content": "What is a list?"}]))
+    print(small.measure(text="notes.txt", parent=model))
+
+Opening reads no weights; torch is imported by what computes with it (`quantize`, and `measure` of what is not packed).
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from penjing.checkpoint import Checkpoint, open_checkpoint
+from penjing.errors import PenjingError
+from penjing.format.architecture import Architecture
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+    from penjing.data.text import Corpus
+    from penjing.evidence import Evidence
+    from penjing.runtime.chat import ChatTemplate, Conversation, Message
+    from penjing.runtime.generate import Generation
+    from penjing.runtime.session import Session
+
+Progress = Callable[[str, int, int], None]
+Overrides = Sequence[tuple[str, Mapping[str, Any]]]
+
+
+def open(model: str | Path, *, context: int = 2048, threads: int | None = None) -> Model:
+    """Open a folder, a `.gguf`, a `.penjing`, "smollm2-135m" or a hub name. Raises PenjingError.
+
+    context: tokens that a prompt and its answer may have together. threads: every core by default.
+    """
+    return Model(open_checkpoint(model), context=context, threads=threads)
+
+
+class Model:
+    """A model. Methods that write something return what they wrote, opened, and leave this one as it is."""
+
+    def __init__(self, checkpoint: Checkpoint, *, context: int = 2048, threads: int | None = None) -> None:
+        self.checkpoint = checkpoint
+        self.evidence: Evidence | None = None  # of the stage that wrote it, if it was written here
+        self._context, self._threads = context, threads
+        self._session: Session | None = None
+        self._unpacked: tempfile.TemporaryDirectory[str] | None = None
+        self._cached: list[int] = []
+
+    def __repr__(self) -> str:
+        arch = self.architecture
+        return f"<penjing.Model {self.checkpoint.name}: {arch.model_type}, {arch.num_layers} layers>"
+
+    @property
+    def name(self) -> str:
+        return self.checkpoint.name
+
+    @property
+    def architecture(self) -> Architecture:
+        """What the model computes, in plain numbers."""
+        return self.checkpoint.architecture
+
+    @property
+    def is_packed(self) -> bool:
+        """Whether the file is one that the engine maps as it is."""
+        return self.checkpoint.path.suffix == ".penjing"
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The model's tokenizer. Raises PenjingError where it came without one."""
+        from penjing.data.text import load_tokenizer
+
+        text = self.checkpoint.tokenizer_json
+        if text is None:
+            raise PenjingError(
+                "the model has no tokenizer", where=self.name, attempt="put its tokenizer.json beside config.json"
+            )
+        return load_tokenizer(text, where=self.name)
+
+    @cached_property
+    def chat_template(self) -> ChatTemplate:
+        """Raises PenjingError where the model came without one."""
+        from penjing.runtime.chat import ChatTemplate
+
+        arch = self.architecture
+        eos = arch.eos_token_ids[0] if arch.eos_token_ids else None
+        return ChatTemplate(self.checkpoint.chat_template, self._token_text("bos_token_id"), self._text_of(eos))
+
+    @property
+    def session(self) -> Session:
+        """The engine with this model, opened at first use. What is not packed is packed into a temporary file."""
+        if self._session is None:
+            from penjing.runtime.session import Session
+
+            path = self.checkpoint.path if self.is_packed else self._packed_copy()
+            self._session = Session(path, context=self._context, threads=self._threads)
+        return self._session
+
+    def generate(self, prompt: str, **options: Any) -> str:
+        """Text that continues `prompt`. options: those of `stream`."""
+        return "".join(self.stream(prompt, **options))
+
+    def chat(self, messages: Sequence[Message], **options: Any) -> str:
+        """The answer to messages, such as [{"role": "user", "content": "Hello"}]. options: those of `stream`."""
+        return "".join(self.stream_chat(messages, **options))
+
+    def stream(
+        self,
+        prompt: str,
+        *,
+        max_tokens: int = 256,
+        stop: Sequence[str] = (),
+        seed: int | None = None,
+        **sampling: float,
+    ) -> Generation:
+        """Pieces of text that continue `prompt`, as they come; `.result` of it then says why it ended.
+
+        sampling: temperature (0 by default: the likeliest), top_k, top_p, min_p, repetition_penalty.
+        """
+        return self._generate(self.tokenizer.encode(prompt).ids, max_tokens, stop, seed, sampling)
+
+    def stream_chat(
+        self,
+        messages: Sequence[Message],
+        *,
+        max_tokens: int = 512,
+        stop: Sequence[str] = (),
+        seed: int | None = None,
+        **sampling: float,
+    ) -> Generation:
+        """Pieces of the answer, as they come. Only what changed since the last call is computed."""
+        prompt = self.chat_template.render(messages)
+        prompt_ids = self.tokenizer.encode(prompt, add_special_tokens=False).ids
+        return self._generate(prompt_ids, max_tokens, stop, seed, sampling)
+
+    def conversation(self, system: str = "") -> Conversation:
+        """A conversation that remembers its turns."""
+        from penjing.runtime.chat import Conversation
+
+        eos = self.architecture.eos_token_ids
+        return Conversation(self.session, self.tokenizer, self.chat_template, eos=eos, system=system)
+
+    def quantize(
+        self,
+        out: str | Path,
+        *,
+        method: str = "rtn",
+        overrides: Overrides = (),
+        force: bool = False,
+        progress: Progress | None = None,
+        **spec: Any,
+    ) -> Model:
+        """Write a quantized child, a Hugging Face folder. spec: the method's settings, e.g. bits=4, group_size=64.
+
+        overrides: ("embed", {"bits": 8}) and the like, for parts whose canonical name matches the glob.
+        """
+        from penjing.stages.quantize import quantize
+
+        pairs = [(glob, dict(settings)) for glob, settings in overrides]
+        evidence = quantize(
+            self.checkpoint, Path(out), method=method, spec=spec, overrides=pairs, force=force, progress=progress
+        )
+        return self._child(out, evidence)
+
+    def pack(self, out: str | Path, *, force: bool = False, progress: Progress | None = None) -> Model:
+        """Write the `.penjing` file that runs on the device: codes where there are some, float16 elsewhere."""
+        from penjing.stages.pack import pack
+
+        return self._child(out, pack(self.checkpoint, Path(out), force=force, progress=progress))
+
+    def measure(
+        self,
+        *,
+        text: str | Path | Corpus | None = None,
+        what: Sequence[str] = (),
+        parent: Model | None = None,
+        **options: Any,
+    ) -> dict[str, Any]:
+        """Measure this very file, under the keys of `penjing measure --json`.
+
+        what: some of "quality" (needs `text`), "speed", "memory" (both need a packed file); by default all that is
+        possible. options: window, max_windows, threads, repeats, progress.
+        """
+        from penjing.data.text import Corpus, read_corpus
+        from penjing.measure.compare import compare
+
+        corpus = text if isinstance(text, Corpus) or text is None else read_corpus([Path(text)])
+        possible = (["quality"] if corpus else []) + (["speed", "memory"] if self.is_packed else [])
+        options.setdefault("threads", self._threads)
+        return compare(
+            [self.checkpoint],
+            what=list(what) or possible,
+            corpus=corpus,
+            parent=parent.checkpoint if parent else None,
+            **options,
+        )[0]
+
+    def close(self) -> None:
+        """Free the engine and the temporary file, if there is one."""
+        if self._session is not None:
+            self._session.close()
+            self._session = None
+        if self._unpacked is not None:
+            self._unpacked.cleanup()
+            self._unpacked = None
+        self._cached.clear()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _generate(
+        self,
+        prompt_ids: Sequence[int],
+        max_tokens: int,
+        stop: Sequence[str],
+        seed: int | None,
+        sampling: Mapping[str, Any],
+    ) -> Generation:
+        from penjing.runtime.generate import generate
+        from penjing.runtime.sampling import Sampler
+
+        return generate(
+            self.session,
+            self.tokenizer,
+            prompt_ids,
+            max_tokens=max_tokens,
+            sampler=Sampler(seed=seed, **sampling),
+            stop=stop,
+            eos=self.architecture.eos_token_ids,
+            cached=self._cached,
+        )
+
+    def _packed_copy(self) -> Path:
+        from penjing.stages.pack import pack
+
+        self._unpacked = tempfile.TemporaryDirectory(prefix="penjing-")
+        path = Path(self._unpacked.name) / "model.penjing"
+        pack(self.checkpoint, path)
+        return path
+
+    def _child(self, out: str | Path, evidence: Evidence) -> Model:
+        child = Model(open_checkpoint(out), context=self._context, threads=self._threads)
+        child.evidence = evidence
+        return child
+
+    def _token_text(self, key: str) -> str:
+        said = self.checkpoint.config.get(key)
+        return self._text_of(self.checkpoint.generation.get(key) if said is None else said)
+
+    def _text_of(self, token: Any) -> str:
+        return (self.tokenizer.id_to_token(token) or "") if isinstance(token, int) else ""

@@ -1,0 +1,63 @@
+"""quantize: fewer bits a weight."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from penjing.cli._show import emit, number, pairs, progress, size
+from penjing.cli._values import Force, Json, Model, Seed, settings
+
+PANEL = "Make it small"
+RESUME = "run the same command again; it goes on after the last whole part"
+
+
+def command(
+    model: Model,
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write.", show_default=False)],
+    method: Annotated[str, typer.Option("--method", help="See `penjing list quant`.")] = "rtn",
+    entries: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="[GLOB:]KEY=VALUE",
+            help="A setting of the method, for all matrices or those that match, e.g. bits=4, 'layers.*.down:bits=6'.",
+            show_default=False,
+        ),
+    ] = None,
+    seed: Seed = 0,
+    force: Force = False,
+    as_json: Json = False,
+) -> None:
+    """Write a quantized child beside an untouched parent."""
+    spec, overrides = settings(entries or [])
+    from penjing.checkpoint import open_checkpoint
+    from penjing.stages import quantize
+
+    with progress() as report:
+        evidence = quantize.quantize(
+            open_checkpoint(model),
+            out,
+            method=method,
+            spec=spec,
+            overrides=overrides,
+            seed=seed,
+            force=force,
+            progress=report,
+        )
+    found = {"out": str(out)} | evidence.to_json()
+    emit(found, as_json, lambda console: _show(console, found))
+
+
+def _show(console: Console, found: dict[str, Any]) -> None:
+    before, after = found["before"]["bits_per_weight"], found["after"]["bits_per_weight"]
+    rows = [
+        ("wrote", found["out"]),
+        ("bits per weight", f"{number(before, 4)} → {number(after, 4)} when packed"),
+        ("took", f"{number(found['seconds'])} s, {size(found['peak_rss_bytes'])} of memory at most"),
+        ("next", f"penjing pack {found['out']} {found['out'].rstrip('/')}.penjing"),
+    ]
+    console.print(pairs(rows))
