@@ -90,7 +90,12 @@ inline Ints bits_of(Floats a) { return _mm512_castps_si512(a); }
 inline Floats floats_of_bits(Ints a) { return _mm512_castsi512_ps(a); }
 inline Floats to_floats(Ints a) { return _mm512_cvtepi32_ps(a); }
 inline void store_s8(int8_t* p, Ints a) { _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(a)); }
-inline int32_t reduce_add(Ints a) { return _mm512_reduce_add_epi32(a); }
+inline int32_t reduce_add(Ints a) {  // _mm512_reduce_add_epi32 of GCC adds as signed ints, whose overflow is undefined
+  const __m256i eight = _mm256_add_epi32(_mm512_castsi512_si256(a), _mm512_extracti64x4_epi64(a, 1));
+  const __m128i four = _mm_add_epi32(_mm256_castsi256_si128(eight), _mm256_extracti128_si256(eight, 1));
+  const __m128i two = _mm_add_epi32(four, _mm_unpackhi_epi64(four, four));
+  return _mm_cvtsi128_si32(_mm_add_epi32(two, _mm_shuffle_epi32(two, 1)));
+}
 inline int32_t reduce_max(Ints a) { return _mm512_reduce_max_epi32(a); }
 
 // --- codes

@@ -58,9 +58,8 @@ inline Floats load_f16_first(const void* p, int n) {
   return load_f16(lanes);
 }
 inline Floats load_bf16(const void* p) {
-  return each<Floats>([=](int i) {
-    return vreinterpretq_f32_u32(vshll_n_u16(vreinterpret_u16_u8(vld1_u8(bytes(p) + 8 * i)), 16));
-  });
+  return each<Floats>(
+      [=](int i) { return vreinterpretq_f32_u32(vshll_n_u16(vreinterpret_u16_u8(vld1_u8(bytes(p) + 8 * i)), 16)); });
 }
 inline void store_f16(uint16_t* p, Floats x) {
   for (int i = 0; i < kQuarters; ++i) vst1_u16(p + 4 * i, vreinterpret_u16_f16(vcvt_f16_f32(x.v[i])));
@@ -107,7 +106,9 @@ inline float reduce_add(Floats x) {
   const float32x2_t two = vadd_f32(vget_low_f32(four), vget_high_f32(four));
   return vget_lane_f32(two, 0) + vget_lane_f32(two, 1);
 }
-inline float reduce_max(Floats x) { return vmaxvq_f32(vmaxq_f32(vmaxq_f32(x.v[0], x.v[1]), vmaxq_f32(x.v[2], x.v[3]))); }
+inline float reduce_max(Floats x) {
+  return vmaxvq_f32(vmaxq_f32(vmaxq_f32(x.v[0], x.v[1]), vmaxq_f32(x.v[2], x.v[3])));
+}
 
 // --- ints
 inline Ints ints(int32_t x) {
@@ -117,7 +118,8 @@ inline Ints load_u8(const uint8_t* p) {
   const uint8x16_t lanes = vld1q_u8(p);
   const uint16x8_t low = vmovl_u8(vget_low_u8(lanes)), high = vmovl_u8(vget_high_u8(lanes));
   return {{vreinterpretq_s32_u32(vmovl_u16(vget_low_u16(low))), vreinterpretq_s32_u32(vmovl_u16(vget_high_u16(low))),
-           vreinterpretq_s32_u32(vmovl_u16(vget_low_u16(high))), vreinterpretq_s32_u32(vmovl_u16(vget_high_u16(high)))}};
+           vreinterpretq_s32_u32(vmovl_u16(vget_low_u16(high))),
+           vreinterpretq_s32_u32(vmovl_u16(vget_high_u16(high)))}};
 }
 inline Ints add(Ints a, Ints b) {
   return each<Ints>([&](int i) { return vaddq_s32(a.v[i], b.v[i]); });

@@ -1,0 +1,142 @@
+// Random weights, activations and caches for the kernels' tests and benches. Every array is a heap block of exactly
+// the size the layout promises, so that AddressSanitizer sees any access past it.
+#pragma once
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <vector>
+
+#include "kernels/kernels.h"
+
+namespace penjing {
+
+// splitmix64: the same numbers on every machine.
+class Random {
+ public:
+  explicit Random(uint64_t seed) : state_(seed) {}
+  uint64_t next() {
+    uint64_t z = state_ += 0x9e3779b97f4a7c15;
+    z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9;
+    z = (z ^ z >> 27) * 0x94d049bb133111eb;
+    return z ^ z >> 31;
+  }
+  int below(int n) { return static_cast<int>(next() % static_cast<uint64_t>(n)); }
+  float uniform() { return static_cast<float>(next() >> 40) * 0x1p-24f; }  // [0, 1)
+  float normal() {                                                         // a sum of uniforms is near enough
+    float sum = -6.0f;
+    for (int i = 0; i < 12; ++i) sum += uniform();
+    return sum;
+  }
+  uint16_t half() {  // +-[2^-10, 2^-6): like the scales and weights of a model
+    return static_cast<uint16_t>((next() & 0x8000) | (5u + next() % 4) << 10 | (next() & 0x3ff));
+  }
+
+ private:
+  uint64_t state_;
+};
+
+class RandomMatrix {
+ public:
+  RandomMatrix(Random& random, int rows, int cols, int bits, int group_size, bool symmetric, bool bias) {
+    matrix.kind = PJ_CODES;
+    set_shape(rows, cols);
+    matrix.bits = bits;
+    matrix.group_size = group_size;
+    matrix.num_groups = cols / group_size;
+    matrix.stride = (group_size + 15) / 16 * 16;
+    matrix.panel_bytes = static_cast<size_t>(matrix.num_groups) * matrix.stride * PJ_LANES * bits / 8;
+    data_.resize(matrix.panel_bytes * matrix.num_panels);
+    scales_.resize(static_cast<size_t>(matrix.num_panels) * matrix.num_groups * PJ_LANES);
+    if (!symmetric) zeros_.resize(scales_.size());
+    for (uint8_t& byte : data_) byte = static_cast<uint8_t>(random.next());
+    for (size_t i = 0; i < scales_.size(); ++i) {
+      const size_t panel = i / PJ_LANES / matrix.num_groups;
+      scales_[i] = static_cast<int>(panel * PJ_LANES + i % PJ_LANES) < rows ? random.half() : 0;
+    }
+    for (uint8_t& zero : zeros_) zero = static_cast<uint8_t>(random.below(1 << bits));
+    add_bias(random, bias);
+  }
+  RandomMatrix(Random& random, int rows, int cols, pj_kind kind, bool bias) {
+    matrix.kind = kind;
+    set_shape(rows, cols);
+    const size_t element = kind == PJ_F32 ? 4 : 2;
+    matrix.panel_bytes = element * PJ_LANES * cols;
+    data_.resize(matrix.panel_bytes * matrix.num_panels);
+    for (size_t i = 0; i < data_.size() / element; ++i) {
+      const float value = random.normal();
+      uint32_t bits;
+      std::memcpy(&bits, &value, sizeof bits);
+      const uint16_t half = kind == PJ_F16 ? random.half() : static_cast<uint16_t>(bits >> 16);
+      std::memcpy(data_.data() + i * element, kind == PJ_F32 ? static_cast<const void*>(&bits) : &half, element);
+    }
+    add_bias(random, bias);
+  }
+
+  void relink() {  // after a copy
+    matrix.data = data_.data();
+    matrix.scales = scales_.data();
+    matrix.zeros = zeros_.empty() ? nullptr : zeros_.data();
+    matrix.bias = bias_.empty() ? nullptr : bias_.data();
+  }
+  size_t bytes() const { return data_.size() + 2 * scales_.size() + zeros_.size(); }
+
+  Matrix matrix = {};
+
+ private:
+  void set_shape(int rows, int cols) {
+    matrix.rows = rows;
+    matrix.cols = cols;
+    matrix.num_panels = (rows + PJ_LANES - 1) / PJ_LANES;
+  }
+  void add_bias(Random& random, bool bias) {
+    if (bias) bias_.resize(matrix.rows);
+    for (float& value : bias_) value = random.normal();
+    relink();
+  }
+
+  std::vector<uint8_t> data_, zeros_;
+  std::vector<uint16_t> scales_;
+  std::vector<float> bias_;
+};
+
+struct RandomColumns {
+  RandomColumns(Random& random, const Kernels& kernels, int columns, int cols, int group_size)
+      : x(static_cast<size_t>(columns) * cols) {
+    const int num_groups = cols / group_size, stride = (group_size + 15) / 16 * 16;
+    code.resize(static_cast<size_t>(columns) * num_groups * stride);
+    scale.resize(static_cast<size_t>(columns) * num_groups);
+    sum.resize(scale.size());
+    for (float& value : x) value = random.normal();
+    quantized = {code.data(), scale.data(), sum.data()};
+    kernels.quantize_columns(x.data(), columns, cols, group_size, quantized);
+  }
+  RandomColumns(const RandomColumns&) = delete;
+
+  std::vector<float> x, scale;
+  std::vector<int8_t> code;
+  std::vector<int32_t> sum;
+  QuantizedColumns quantized;
+};
+
+// `length` random positions in a cache with room for whole blocks of 16; what is not stored is NaN.
+struct RandomCache {
+  RandomCache(Random& random, const Kernels& kernels, pj_kind kind, int head_dim, int length)
+      : keys((length + 15) / 16 * 16 * static_cast<size_t>(head_dim) * (kind == PJ_F16 ? 2 : 4), 0xff),
+        values(keys.size(), 0xff),
+        head{keys.data(), values.data(), kind} {
+    std::vector<float> key(head_dim), value(head_dim);
+    for (int position = 0; position < length; ++position) {
+      for (int d = 0; d < head_dim; ++d) {
+        key[d] = random.normal();
+        value[d] = random.normal();
+      }
+      kernels.store_kv(head, head_dim, position, key.data(), value.data());
+    }
+  }
+  RandomCache(const RandomCache&) = delete;
+
+  std::vector<uint8_t> keys, values;
+  KvHead head;
+};
+
+}  // namespace penjing

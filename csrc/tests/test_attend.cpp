@@ -1,0 +1,205 @@
+// The cache and attention over it.
+#include <cmath>
+#include <limits>
+
+#include "tests/check.h"
+#include "tests/random_matrix.h"
+
+namespace penjing {
+namespace {
+
+struct Case {
+  pj_kind kind;
+  int head_dim, length, queries, window;
+  int repeats;  // queries at one position: heads that share keys and values
+
+  std::string name() const {
+    return std::string(kind == PJ_F16 ? " f16" : " f32") + " dim " + std::to_string(head_dim) + " length " +
+           std::to_string(length) + " queries " + std::to_string(queries) + " window " + std::to_string(window) +
+           " repeats " + std::to_string(repeats);
+  }
+};
+
+// q and out: rows head_dim + 3 apart, the gap poisoned.
+struct Problem {
+  Problem(const Case& c, const Kernels& oracle)
+      : shape(c),
+        random(static_cast<uint64_t>(c.head_dim * 1000 + c.length)),
+        cache(random, oracle, c.kind, c.head_dim, c.length) {
+    q = poisoned(ld() * (c.queries - 1) + c.head_dim);
+    for (int r = 0; r < c.queries; ++r) {
+      positions.push_back(c.length - 1 - (c.queries - 1 - r) / c.repeats);
+      for (int d = 0; d < c.head_dim; ++d)
+        q[r * ld() + d] = random.normal() / std::sqrt(static_cast<float>(c.head_dim));
+    }
+  }
+  size_t ld() const { return static_cast<size_t>(shape.head_dim) + 3; }
+
+  // All queries, `step` of them a call.
+  std::vector<float> run(const Kernels& k, int step) const {
+    std::vector<float> out = poisoned(q.size());
+    for (int r = 0; r < shape.queries; r += step) {
+      const int n = std::min(step, shape.queries - r);
+      std::vector<uint8_t> scratch(attend_scratch_bytes(shape.head_dim, n), 0xff);
+      k.attend(cache.head, shape.head_dim, q.data() + r * ld(), ld(), positions.data() + r, n, shape.window,
+               out.data() + r * ld(), ld(), scratch.data());
+    }
+    return out;
+  }
+
+  Case shape;
+  Random random;
+  RandomCache cache;
+  std::vector<float> q;
+  std::vector<int32_t> positions;
+};
+
+float cached(const KvHead& head, const void* array, size_t at, const Kernels& oracle) {
+  if (head.kind == PJ_F32) return static_cast<const float*>(array)[at];
+  Matrix w = {};  // one row of one float16: read_row does the conversion
+  uint16_t panel[16] = {static_cast<const uint16_t*>(array)[at]};
+  w.kind = PJ_F16;
+  w.data = reinterpret_cast<const uint8_t*>(panel);
+  w.cols = 1;
+  float value;
+  oracle.read_row(w, 0, &value);
+  return value;
+}
+
+// Softmax in float64, and how far rounding may take float32 from it.
+bool is_right(const Problem& p, const std::vector<float>& out, const Kernels& oracle) {
+  const int dim = p.shape.head_dim;
+  for (int r = 0; r < p.shape.queries; ++r) {
+    const int last = p.positions[r], first = p.shape.window ? std::max(0, last - p.shape.window + 1) : 0;
+    std::vector<double> score, sum(dim, 0.0);
+    double largest = -1e300, total = 0, largest_value = 0, largest_terms = 0;
+    for (int i = first; i <= last; ++i) {
+      double dot = 0, terms = 0;
+      for (int d = 0; d < dim; ++d) {
+        const double product = static_cast<double>(p.q[r * p.ld() + d]) *
+                               cached(p.cache.head, p.cache.head.keys, (i / 16 * dim + d) * 16ull + i % 16, oracle);
+        dot += product;
+        terms += std::fabs(product);
+      }
+      score.push_back(dot);
+      largest = std::max(largest, dot);
+      largest_terms = std::max(largest_terms, terms);
+    }
+    for (int i = first; i <= last; ++i) {
+      const double weight = std::exp(score[i - first] - largest);
+      total += weight;
+      for (int d = 0; d < dim; ++d) {
+        const double value = cached(p.cache.head, p.cache.head.values, static_cast<size_t>(i) * dim + d, oracle);
+        sum[d] += weight * value;
+        largest_value = std::max(largest_value, std::fabs(value));
+      }
+    }
+    // a score is off by dim roundings of its terms, which the exponential makes relative; then sums of length terms
+    const double relative =
+        (2 * dim * largest_terms + 2.0 * (last - first + 1) + 16) * std::numeric_limits<float>::epsilon();
+    for (int d = 0; d < dim; ++d) {
+      if (!(std::fabs(out[r * p.ld() + d] - sum[d] / total) <= relative * largest_value)) return false;
+    }
+  }
+  return true;
+}
+
+void check_attend(const Tables& tables, const Case& c) {
+  const Problem p(c, tables.oracle());
+  const std::vector<float> expected = p.run(tables.oracle(), 1);
+  check(is_right(p, expected, tables.oracle()), "attention is right" + c.name());
+  for (const Kernels* k : tables) {
+    for (int step : {1, 2, 3, 5, c.queries}) {
+      const std::vector<float> out = p.run(*k, step);
+      bool ok = true;
+      for (int r = 0; r < c.queries; ++r) {
+        ok = ok && same(&out[r * p.ld()], &expected[r * p.ld()], c.head_dim);
+        for (int i = 0; r + 1 < c.queries && i < 3; ++i) ok = ok && is_poison(out[r * p.ld() + c.head_dim + i]);
+      }
+      check(ok, std::string(k->name) + " attend" + c.name() + " step " + std::to_string(step));
+    }
+  }
+}
+
+// Scores so large that the running maximum must save the exponential, and one infinite key: NaN, not a crash.
+void check_wild_scores(const Tables& tables) {
+  Problem p({PJ_F32, 16, 70, 3, 0, 1}, tables.oracle());
+  for (float magnitude : {1e4f, 1e20f, std::numeric_limits<float>::infinity()}) {
+    std::vector<float> key(16, 1.0f), value(16, 1.0f);
+    key[3] = magnitude;
+    for (int position : {5, 40}) tables.oracle().store_kv(p.cache.head, 16, position, key.data(), value.data());
+    const std::vector<float> expected = p.run(tables.oracle(), 1);
+    for (const Kernels* k : tables) {
+      const std::vector<float> out = p.run(*k, 3);
+      bool ok = true;
+      for (int r = 0; r < 3; ++r) ok = ok && same(&out[r * p.ld()], &expected[r * p.ld()], 16);
+      check(ok, std::string(k->name) + " attend with wild scores");
+    }
+  }
+}
+
+// What store_kv writes, and that it writes nothing else.
+void check_store(const Tables& tables, pj_kind kind, int dim) {
+  const size_t element = kind == PJ_F16 ? 2 : 4;
+  Random random(8);
+  std::vector<float> key(dim), value(dim);
+  const float special[] = {0.0f,
+                           -0.0f,
+                           65504.0f,
+                           65519.0f,
+                           65520.0f,
+                           1e30f,
+                           5.9e-8f,
+                           2.98e-8f,
+                           2.99e-8f,
+                           6.1e-5f,
+                           std::numeric_limits<float>::infinity(),
+                           std::numeric_limits<float>::quiet_NaN(),
+                           1e-30f,
+                           -1e-6f};
+  for (int d = 0; d < dim; ++d) {
+    key[d] = d % 2 ? special[d / 2 % 14] : random.normal();
+    value[d] = std::ldexp(random.normal(), random.below(60) - 30);
+  }
+  std::vector<uint8_t> first_keys, first_values;
+  for (const Kernels* k : tables) {
+    std::vector<uint8_t> keys(32 * dim * element, 0xee), values(keys);
+    const KvHead head = {keys.data(), values.data(), kind};
+    k->store_kv(head, dim, 19, key.data(), value.data());
+    if (first_keys.empty()) first_keys = keys, first_values = values;
+    check(keys == first_keys && values == first_values, std::string(k->name) + " store_kv like scalar");
+    bool ok = true;
+    for (size_t i = 0; i < keys.size(); ++i) {
+      const size_t at = i / element;  // [position / 16][dim][16] and [position][dim]
+      ok = ok && (keys[i] != 0xee) <= (at / 16 / dim == 1 && at % 16 == 3);
+      ok = ok && (values[i] != 0xee) <= (at / dim == 19);
+    }
+    for (int d = 0; d < dim; ++d) {
+      const float got = cached(head, values.data(), 19ull * dim + d, tables.oracle());
+      const float tolerance = kind == PJ_F32 ? 0.0f : std::fmax(std::fabs(value[d]) * 0x1p-11f, 0x1p-25f);
+      ok = ok && (std::fabs(value[d]) >= 65520.0f || std::fabs(got - value[d]) <= tolerance);
+    }
+    check(ok, std::string(k->name) + " store_kv in its place");
+  }
+}
+
+}  // namespace
+
+void test_attend(const Tables& tables) {
+  for (pj_kind kind : {PJ_F16, PJ_F32}) {
+    for (int dim : {2, 10, 64, 96, 128, 18, 258}) {
+      check_store(tables, kind, dim);
+      for (int length : {1, 15, 16, 17, 64, 65, 150}) {
+        for (int queries : {1, 4, 9}) {
+          for (int window : {0, 1, 5, 16, 70}) {
+            if (queries <= length) check_attend(tables, {kind, dim, length, queries, window, 1});
+          }
+        }
+        check_attend(tables, {kind, dim, length, 3, 0, 3});
+      }
+    }
+  }
+  check_wild_scores(tables);
+}
+
+}  // namespace penjing
