@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -124,13 +125,16 @@ class Architecture:
         try:
             fields: dict[str, Any] = json.loads(text)
             fields["ropes"] = tuple(
-                Rope(inv_freq=tuple(map(float, rope["inv_freq"])), scale=float(rope["scale"])) for rope in fields["ropes"]
+                Rope(inv_freq=tuple(map(float, rope["inv_freq"])), scale=float(rope["scale"]))
+                for rope in fields["ropes"]
             )
             for name in ("layer_rope", "layer_window", "eos_token_ids"):
                 fields[name] = tuple(map(int, fields[name]))
             arch = cls(**fields)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise PenjingError(f"unreadable architecture: {error}", where=where, attempt="pack the model again") from error
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+            raise PenjingError(
+                f"unreadable architecture: {error}", where=where, attempt="pack the model again"
+            ) from error
         arch.validate(where=where)
         return arch
 
@@ -158,13 +162,17 @@ class Architecture:
         if self.num_heads % self.num_kv_heads:
             return f"{self.num_heads} heads do not share {self.num_kv_heads} key-value heads evenly"
         if len(self.layer_rope) != self.num_layers or len(self.layer_window) != self.num_layers:
-            return f"{self.num_layers} layers, but {len(self.layer_rope)} rope and {len(self.layer_window)} window entries"
+            return (
+                f"{self.num_layers} layers, but {len(self.layer_rope)} rope and {len(self.layer_window)} window entries"
+            )
         if any(not -1 <= index < len(self.ropes) for index in self.layer_rope):
             return "a layer names a rope that is not there"
         if any(not 0 <= window <= limit for window in self.layer_window):
             return "a negative attention window"
         if any(not 1 <= len(rope.inv_freq) <= self.head_dim // 2 for rope in self.ropes):
             return f"a rope that does not fit heads of {self.head_dim}"
+        if not all(math.isfinite(value) for rope in self.ropes for value in (*rope.inv_freq, rope.scale)):
+            return "a rope that is not of finite numbers"
         scales = (self.norm_eps, self.attention_scale, self.embedding_scale, self.residual_scale, self.logit_scale)
         if not all(isinstance(scale, (int, float)) and abs(scale) < 1e6 for scale in scales):  # also false for NaN
             return "a scale that is not a finite number"
@@ -175,4 +183,13 @@ class Architecture:
         ):
             if getattr(self, name) not in allowed:
                 return f"{name} is {getattr(self, name)!r}"
-        return ""
+        for name in ("tied", "pre_norm", "post_norm", "parallel", "gated"):
+            if type(getattr(self, name)) is not bool:
+                return f"{name} is {getattr(self, name)!r}"
+        return self._token_problem(limit)
+
+    def _token_problem(self, limit: int) -> str:
+        bos = () if self.bos_token_id is None else (self.bos_token_id,)
+        if any(type(token) is not int or not 0 <= token <= limit for token in (*self.eos_token_ids, *bos)):
+            return "a token that is not a number of one"
+        return "" if isinstance(self.model_type, str) else f"model_type is {self.model_type!r}"

@@ -125,10 +125,7 @@ class Container:
         if metadata.get("version") != VERSION:
             found = metadata.get("version")
             raise PenjingError(f"unknown version {found} of the format", where=where, attempt="use a newer penjing")
-        try:
-            self.architecture = Architecture.from_json(_text(metadata, "architecture", where), where=where)
-        except (RecursionError, OverflowError) as error:
-            raise PenjingError(f"unreadable architecture: {error}", where=where, attempt=_AGAIN) from error
+        self.architecture = Architecture.from_json(_text(metadata, "architecture", where), where=where)
         layouts: dict[str, Any] = _json(metadata, "layouts", dict, where)
         self.layouts = {name: Layout.from_fields(layouts[name], where=f"{name} in {where}") for name in layouts}
         self.chat_template: str | None = _json(metadata, "chat_template", (str, type(None)), where)

@@ -1,0 +1,96 @@
+"""A small `.penjing` file with every kind of layout in it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from penjing.format.architecture import Architecture, Rope
+from penjing.format.container import bias_sizes, write_container
+from penjing.format.pack import Layout, pack_codes, pack_float
+
+CHAT_TEMPLATE = "{% for message in messages %}{{ message.content }}{% endfor %}"
+BIASES = ("layers.0.q.bias", "layers.1.down.bias")
+
+
+def architecture(**changes: Any) -> Architecture:
+    fields: dict[str, Any] = {
+        "model_type": "llama",
+        "vocab_size": 40,
+        "hidden_size": 24,
+        "intermediate_size": 36,
+        "num_layers": 2,
+        "num_heads": 4,
+        "num_kv_heads": 2,
+        "head_dim": 6,
+        "max_position_embeddings": 32,
+        "tied": False,
+        "qk_norm": "head",
+        "attention_scale": 6**-0.5,
+        "ropes": (Rope(inv_freq=(1.0, 0.1, 0.01)),),
+        "layer_rope": (0, -1),
+        "layer_window": (0, 3),
+        "eos_token_ids": (2,),
+    }
+    return Architecture(**(fields | changes))
+
+
+def layouts(arch: Architecture) -> dict[str, Layout]:
+    """Every kind and width in turn, groups that are padded among them."""
+    ways: list[dict[str, Any]] = [
+        {"kind": "codes", "bits": 4, "group_size": 12},
+        {"kind": "codes", "bits": 3, "group_size": 12, "symmetric": False},
+        {"kind": "f16"},
+        {"kind": "codes", "bits": 8, "group_size": 6, "symmetric": False},
+        {"kind": "bf16"},
+        {"kind": "codes", "bits": 2, "group_size": 12},
+        {"kind": "f32"},
+        {"kind": "codes", "bits": 5, "group_size": 4},
+        {"kind": "codes", "bits": 6, "group_size": 12, "symmetric": False},
+    ]
+    shapes = arch.matrix_shapes().items()
+    return {name: Layout(rows=r, cols=c, **ways[n % len(ways)]) for n, (name, (r, c)) in enumerate(shapes)}
+
+
+def tensors(arch: Architecture, seed: int = 0) -> Iterator[tuple[str, Any]]:
+    generator = np.random.default_rng(seed)
+    for name, layout in layouts(arch).items():
+        if layout.kind == "codes":
+            code_OI = generator.integers(0, 1 << layout.bits, (layout.rows, layout.cols), dtype=np.uint8)
+            groups = (layout.rows, layout.num_groups)
+            scale_ON = generator.uniform(0.5, 1, groups).astype(np.float16) / np.float16(1 << layout.bits)
+            zero_ON = None if layout.symmetric else generator.integers(0, 1 << layout.bits, groups, dtype=np.uint8)
+            packed = pack_codes(layout, code_OI, scale_ON, zero_ON)
+        else:
+            packed = pack_float(layout, generator.standard_normal((layout.rows, layout.cols), dtype=np.float32))
+        yield from ((f"{name}.{suffix}", array) for suffix, array in packed.items())
+    sizes = bias_sizes(arch)
+    for name, size in [*arch.norm_sizes().items(), *((bias, sizes[bias]) for bias in BIASES)]:
+        yield name, generator.standard_normal(size, dtype=np.float32)
+
+
+@pytest.fixture
+def make_container(tmp_path: Path) -> Callable[..., Path]:
+    """make_container(name, **arguments of write_container that differ) -> path."""
+
+    def make(name: str = "tiny.penjing", **changes: Any) -> Path:
+        arch = changes.get("architecture", architecture())
+        arguments: dict[str, Any] = {
+            "architecture": arch,
+            "layouts": layouts(arch),
+            "tensors": tensors(arch),
+            "biases": BIASES,
+            "tokenizer_json": '{"version": "1.0", "text": "盆景"}',
+            "chat_template": CHAT_TEMPLATE,
+            "generation": {"temperature": 0.5},
+            "provenance": {"name": "tiny"},
+            "evidence": [{"stage": "pack"}],
+        }
+        write_container(tmp_path / name, **(arguments | changes))
+        return tmp_path / name
+
+    return make
