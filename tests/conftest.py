@@ -1,7 +1,10 @@
-"""Tiny random models of every family, made by transformers, with its logits: the truth that opening is judged by."""
+"""Tiny random models: of every family, made by transformers with its logits, the truth that opening is judged by; and
+one with a tokenizer and a chat template, made without torch, for everything that talks.
+"""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,8 +101,7 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "phi3": (
         "Phi3Config",
         "Phi3ForCausalLM",
-        _BY_HEADS
-        | {"sliding_window": WINDOW, "rope_parameters": _LONGROPE, "original_max_position_embeddings": 32},
+        _BY_HEADS | {"sliding_window": WINDOW, "rope_parameters": _LONGROPE, "original_max_position_embeddings": 32},
     ),
     "gpt_neox": ("GPTNeoXConfig", "GPTNeoXForCausalLM", _NEOX),
     "gpt_neox-sequential": ("GPTNeoXConfig", "GPTNeoXForCausalLM", _NEOX | {"use_parallel_residual": False}),
@@ -173,3 +175,69 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Tiny]:
 def tiny(request: pytest.FixtureRequest, tiny_model: Callable[..., Tiny]) -> Tiny:
     """Each case in turn."""
     return tiny_model(request.param)
+
+
+CHAT_TEMPLATE = (
+    "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}{% if add_generation_prompt %}>{% endif %}"
+)
+
+
+@pytest.fixture(scope="session")
+def talker(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a random Llama of 40 thousand weights whose tokens are bytes. What it says means nothing."""
+    from safetensors.numpy import save_file
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE({symbol: index for index, symbol in enumerate(alphabet)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(["<end>"])
+    hidden, inner, vocab, layers = 32, 64, tokenizer.get_vocab_size(), 2
+    config = {
+        "model_type": "llama",
+        "architectures": ["LlamaForCausalLM"],
+        "hidden_size": hidden,
+        "intermediate_size": inner,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "head_dim": 16,
+        "vocab_size": vocab,
+        "max_position_embeddings": 512,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 10000.0,
+        "hidden_act": "silu",
+        "tie_word_embeddings": True,
+        "eos_token_id": tokenizer.token_to_id("<end>"),
+    }
+    shapes = {"model.embed_tokens.weight": (vocab, hidden), "model.norm.weight": (hidden,)}
+    for layer in range(layers):
+        prefix = f"model.layers.{layer}"
+        shapes |= {f"{prefix}.self_attn.{name}_proj.weight": (32 if name in "qo" else 16, hidden) for name in "qkvo"}
+        shapes |= {f"{prefix}.mlp.{name}_proj.weight": (inner, hidden) for name in ("gate", "up")}
+        shapes |= {f"{prefix}.mlp.down_proj.weight": (hidden, inner)}
+        shapes |= {f"{prefix}.{name}_layernorm.weight": (hidden,) for name in ("input", "post_attention")}
+    random = np.random.default_rng(11)
+    weights = {
+        name: np.ones(shape, np.float32) if len(shape) == 1 else random.normal(0, 0.3, shape).astype(np.float32)
+        for name, shape in shapes.items()
+    }
+    folder = tmp_path_factory.mktemp("models") / "talker"
+    folder.mkdir()
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    (folder / "config.json").write_text(json.dumps(config))
+    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def packed_talker(talker: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same in one file, as float16."""
+    from penjing.checkpoint import open_checkpoint
+    from penjing.stages.pack import pack
+
+    out = tmp_path_factory.mktemp("packed") / "talker.penjing"
+    pack(open_checkpoint(talker), out)
+    return out

@@ -35,14 +35,13 @@ def _room(name: str) -> str:
 
 
 def _folder(checkpoint: Checkpoint) -> dict[str, int]:
+    """Of the float weights, as `file_bytes` counts: codes that lie beside them say the same again."""
     sizes: dict[str, int] = {}
     for part in checkpoint.parts():
         info = checkpoint.tensors[part.source]
         rows = checkpoint.architecture.matrix_shapes().get(part.name, info.shape)[0]  # of a tensor that several share
         row_bytes = math.prod(info.shape[1:]) * _WIDTH[info.dtype]
         sizes[part.name] = rows * row_bytes
-    for name, layout in checkpoint.quantized.items():
-        sizes[name] = sizes.get(name, 0) + layout.nbytes
     return sizes
 
 

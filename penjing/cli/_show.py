@@ -20,8 +20,9 @@ Report = Callable[[str, int, int], None]
 
 
 def emit(result: dict[str, Any], as_json: bool, show: Callable[[Console], None]) -> None:
-    """The result: for a script one JSON object as the last line of stdout, for a person whatever `show` prints."""
+    """For a person what `show` prints; for a script one JSON object as the last line of stdout, the rest on stderr."""
     if as_json:
+        show(Console(stderr=True, highlight=False))
         print(json.dumps(finite(result), ensure_ascii=False, allow_nan=False), flush=True)
     else:
         show(Console(highlight=False))

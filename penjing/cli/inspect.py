@@ -64,8 +64,9 @@ def _layouts(checkpoint: Checkpoint) -> dict[str, int]:
     for layout in checkpoint.quantized.values():
         name = f"{layout.bits} bits, groups of {layout.group_size}{'' if layout.symmetric else ', zero points'}"
         found[name] = found.get(name, 0) + 1
-    floats = len(checkpoint.architecture.matrix_shapes()) - sum(found.values())
-    return dict(sorted(found.items())) | ({"float": floats} if floats else {})
+    rest = len(checkpoint.architecture.matrix_shapes()) - sum(found.values())
+    kind = "types of GGUF" if checkpoint.path.suffix == ".gguf" else "float"
+    return dict(sorted(found.items())) | ({kind: rest} if rest else {})
 
 
 def _show(console: Console, found: dict[str, Any]) -> None:
@@ -90,12 +91,24 @@ def _show(console: Console, found: dict[str, Any]) -> None:
         if num_bytes:
             parts.add_row(name, f"{num_bytes:,}", f"{num_bytes / found['bytes']:.1%}", "")
     bits = number(found["bits_per_weight"], 4)
-    parts.add_row("file", f"{found['bytes']:,}", size(found["bytes"]), bits, style="bold")
+    parts.add_row("file", f"{found['bytes']:,}", "100.0%", bits, style="bold")
     console.print("", parts, sep="\n")
     if found["evidence"]:
         records = table("evidence", "<settings>", "seconds", "peak memory")
         for record in found["evidence"]:
-            said = ", ".join(f"{key}={value}" for key, value in record["settings"].items() if value)
-            outcome = f"failed: {record['failed']}" if record.get("failed") else said
+            outcome = f"failed: {record['failed']}" if record.get("failed") else _settings(record["settings"])
             records.add_row(record["stage"], outcome, number(record["seconds"]), size(record["peak_rss_bytes"]))
         console.print("", records, sep="\n")
+
+
+def _settings(settings: dict[str, Any]) -> str:
+    """As they are typed: `method=rtn bits=4 embed:bits=8`."""
+    said = []
+    for key, value in settings.items():
+        if key == "spec":
+            said += [f"{name}={entry}" for name, entry in value.items()]
+        elif key == "overrides":
+            said += [f"{pattern}:{name}={entry}" for pattern, changes in value for name, entry in changes.items()]
+        else:
+            said.append(f"{key}={value}")
+    return " ".join(said)

