@@ -20,7 +20,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from penjing.errors import PenjingError
-from penjing.files import os_error
 from penjing.format.architecture import Architecture
 from penjing.format.container import TOKENIZER, open_container
 from penjing.format.families import Part, family, token_ids
@@ -85,14 +84,9 @@ class Checkpoint:
 
     @cached_property
     def digest(self) -> str:
-        """sha256 in hexadecimal over the config and the bytes of the files that hold weights. Read once."""
+        """sha256 in hexadecimal over the config and the weights' bytes. All of them are read, once."""
         total = hashlib.sha256(json.dumps(self.config, sort_keys=True).encode())
-        for file in self._source.files:
-            try:
-                with file.open("rb") as stream:
-                    total.update(hashlib.file_digest(stream, "sha256").digest())
-            except OSError as error:
-                raise os_error(error, file) from error
+        total.update(self._source.weights_digest())
         return total.hexdigest()
 
 
@@ -128,6 +122,15 @@ class ContainerSource:
     def packed(self, name: str) -> dict[str, NDArray[Any]]:
         self.container.check_unchanged()
         return self.container.matrix(name)
+
+    def weights_digest(self) -> bytes:
+        """Of tensors only: evidence that is added to the file later does not change it."""
+        self.container.check_unchanged()
+        total = hashlib.sha256()
+        for name in sorted(self.container.tensors):
+            total.update(name.encode() + b"\0")
+            total.update(np.ascontiguousarray(self.container.tensor(name)).data)
+        return total.digest()
 
 
 def open_checkpoint(model: str | Path) -> Checkpoint:

@@ -22,7 +22,7 @@ from penjing.format.families import Part, family
 from penjing.format.gguf_config import MODEL_TYPES, generation_config, hf_config
 from penjing.format.gguf_header import GgufHeader, GgufTensor, read_header
 from penjing.format.gguf_tokenizer import tokenizer_json
-from penjing.format.source import TensorInfo, gather_rows
+from penjing.format.source import TensorInfo, files_digest, gather_rows
 
 #: ggml types that are read, and what a child is written in; a quantized weight is rounded once more, to 11 bits
 _WRITTEN: Final = {"F32": "F32", "F16": "F16", "BF16": "BF16"} | dict.fromkeys(
@@ -90,6 +90,9 @@ class GgufFile:
 
     def packed(self, name: str) -> dict[str, NDArray[Any]]:
         return {}
+
+    def weights_digest(self) -> bytes:
+        return files_digest(self.files)
 
     def __del__(self) -> None:
         descriptor = getattr(self, "_descriptor", -1)

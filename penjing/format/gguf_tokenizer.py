@@ -82,9 +82,8 @@ def _byte_level(fields: Mapping[str, Any], tokens: list[str], where: str) -> Tok
     vocab = {token: n for n, token in enumerate(tokens)}
     tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=merges, ignore_merges=name in _WHOLE_WORDS))
     cuts = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in _PATTERNS[name]]
-    byte_level = pre_tokenizers.ByteLevel(
-        add_prefix_space=bool(_flag(fields, "add_space_prefix", False)), use_regex=False
-    )
+    # add_space_prefix is for SentencePiece only: llama.cpp does not look at it here
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*cuts, byte_level])
     tokenizer.decoder = decoders.ByteLevel()
     return tokenizer

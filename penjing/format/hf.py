@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from penjing.errors import PenjingError
 from penjing.files import os_error
 from penjing.format.safetensors_file import SafetensorsFile
-from penjing.format.source import TensorInfo
+from penjing.format.source import TensorInfo, files_digest
 
 CODES_GLOB: Final = "codes-*.safetensors"
 LAYOUTS_FILE: Final = "penjing.json"
@@ -69,6 +69,9 @@ class HuggingFaceFolder:
                 file.check_unchanged()
                 found[field] = file.raw(f"{name}.{field}")
         return found
+
+    def weights_digest(self) -> bytes:
+        return files_digest(self.files)
 
     def _add(self, file: SafetensorsFile) -> None:
         for name, spec in file.tensors.items():

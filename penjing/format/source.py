@@ -5,7 +5,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import hashlib
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -14,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from penjing.errors import PenjingError
+from penjing.files import os_error
 
 
 @dataclass(frozen=True)
@@ -44,11 +46,24 @@ class Source(Protocol):
     @property
     def tensors(self) -> Mapping[str, TensorInfo]: ...
     @property
-    def files(self) -> list[Path]: ...  # whose bytes are the weights, in a fixed order
+    def files(self) -> list[Path]: ...  # that hold the weights, in a fixed order
     @property
     def layouts(self) -> Mapping[str, dict[str, Any]]: ...  # canonical names whose codes are stored beside
     def read(self, tensor: str, rows: slice | None = None) -> NDArray[np.float32]: ...
     def packed(self, name: str) -> dict[str, NDArray[Any]]: ...
+    def weights_digest(self) -> bytes: ...  # sha256 of the weights' bytes
+
+
+def files_digest(files: Iterable[Path]) -> bytes:
+    """sha256 over the sha256 of each file."""
+    total = hashlib.sha256()
+    for file in files:
+        try:
+            with file.open("rb") as stream:
+                total.update(hashlib.file_digest(stream, "sha256").digest())
+        except OSError as error:
+            raise os_error(error, file) from error
+    return total.digest()
 
 
 def row_indices(rows: Rows, num_rows: int) -> NDArray[np.intp]:
