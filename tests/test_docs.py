@@ -50,3 +50,33 @@ def test_every_make_target_in_documents_exists():
     for document in WRITTEN:
         used = set(re.findall(r"^\$? ?make ([a-z0-9-]+)", document.read_text(encoding="utf-8"), re.MULTILINE))
         assert used <= targets, document.name
+
+
+def test_the_technique_of_contributing_works(tmp_path):
+    """The files of CONTRIBUTING.md, written where it says, found by name, and their test passes."""
+    pytest.importorskip("torch")
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    files = dict(re.findall(r"```python\n# (\S+)\n(.*?)```", text, re.DOTALL))
+    assert sorted(files) == ["penjing/quant/absmax.py", "tests/quant/test_absmax.py"]
+    for name, content in files.items():
+        (tmp_path / Path(name).name).write_text(content)
+    # as if the file lay in penjing/quant: the package looks in one folder more
+    (tmp_path / "conftest.py").write_text(f"import penjing.quant\npenjing.quant.__path__.append({str(tmp_path)!r})\n")
+    technique = (
+        "from penjing.quant import technique\n\n\ndef test_found():\n    assert technique('absmax').Spec().bits == 8\n"
+    )
+    (tmp_path / "test_found.py").write_text(technique)
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "--rootdir",
+        str(tmp_path),
+        str(tmp_path),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+    assert "5 passed" in done.stdout
