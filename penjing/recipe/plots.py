@@ -45,12 +45,13 @@ class Point:
 
 @dataclass(frozen=True)
 class Bar:
-    """A bar of stacked values; the last value's colour stands out. `note` is written at its end."""
+    """A bar of stacked values; the last value's colour stands out where `shipped`. `note` is written at its end."""
 
     label: str
     values: tuple[float, ...]
     note: str = ""
     spread: float = 0.0
+    shipped: bool = True
 
 
 def scatter(points: Sequence[Point], *, title: str, unit: str) -> str:
@@ -85,7 +86,8 @@ def bars(entries: Sequence[Bar], *, title: str, unit: str) -> str:
             end = total * (1 + entry.spread / 2)
             start = 0.0
             for index, value in enumerate(entry.values):
-                color = _ACCENT if index == len(entry.values) - 1 else _LINE
+                last = _ACCENT if entry.shipped else _MUTED
+                color = last if index == len(entry.values) - 1 else _LINE
                 axes.barh(row, value, left=start, height=0.62, color=color)
                 start += value
             if entry.spread:

@@ -180,7 +180,11 @@ def _summary(before: Record, after: Record) -> str:
         old, new = number(before, *measure.keys), number(after, *measure.keys)
         if old is None and new is None:
             continue
-        change = f"{100 * (new / old - 1):+.1f} %" if old and new is not None and measure.style != "percent" else ""
+        change = (
+            f"{100 * (new / old - 1):+.1f} %".replace("-", "−")
+            if old and new is not None and measure.style != "percent"
+            else ""
+        )
         cells = ["" if value is None else written(value, measure.style) for value in (old, new)]
         rows.append(
             f'<tr><th scope="row">{measure.name}</th><td class="n">{cells[0]}</td>'
@@ -223,7 +227,9 @@ def _state_plots(before: Record, after: Record) -> Iterable[str]:
                 rate, threads = number(found, f"{kind}_tokens_per_s"), number(found, "threads")
                 if rate:
                     label = f"{name}, {threads or 0:.0f} thread{'' if threads == 1 else 's'}"
-                    entries.append(Bar(label, (rate,), written(rate, "0"), number(found, "spread") or 0.0))
+                    entries.append(
+                        Bar(label, (rate,), written(rate, "0"), number(found, "spread") or 0.0, state is after)
+                    )
         if entries:
             yield _figure(title, bars(entries, title=title, unit="tokens/s; whiskers: interquartile range"))
     entries = []
@@ -231,10 +237,10 @@ def _state_plots(before: Record, after: Record) -> Iterable[str]:
         peak, over = number(state, "memory", "peak_rss_bytes"), number(state, "memory", "over_file_bytes")
         if peak and over is not None:
             values = (max(0.0, peak - over) / 1e6, max(0.0, over) / 1e6)
-            entries.append(Bar(name, values, written(peak, "bytes")))
+            entries.append(Bar(name, values, written(peak, "bytes"), shipped=state is after))
     if entries:
         title = "Peak memory of a fresh process"
-        yield _figure(title, bars(entries, title=title, unit="MB: the mapped file, and beyond it in colour"))
+        yield _figure(title, bars(entries, title=title, unit="MB: the mapped file, and what is beyond it"))
 
 
 def _bytes(packed: Packed) -> str:
@@ -310,11 +316,18 @@ def _table_of_evidence(records: Sequence[Record], notes: Sequence[str]) -> str:
             f'<td class="n">{"" if seconds is None else written(seconds, "1")}</td>'
             f'<td class="n">{"" if not peak else written(peak, "bytes")}</td>'
             f'<td class="wrap">{outcome}{_corpus(record)}</td>'
-            f'<td class="muted">{_text(record.get("time", ""))}</td></tr>'
+            f'<td class="n muted">{_text(str(record.get("time", ""))[:16].replace("T", " "))}</td></tr>'
         )
     if not rows:
         return ""
-    heads = [("stage", ""), ("settings", ""), ("seconds", "n"), ("peak memory", "n"), ("outcome", ""), ("when", "")]
+    heads = [
+        ("stage", ""),
+        ("settings", ""),
+        ("seconds", "n"),
+        ("peak memory", "n"),
+        ("outcome", ""),
+        ("when, UTC", "n"),
+    ]
     skipped = "".join(f'<p class="note failed">{_text(note)}</p>' for note in notes)
     return _section("All evidence", _table(heads, rows) + skipped)
 
