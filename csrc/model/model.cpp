@@ -168,6 +168,7 @@ Model check_model(const pj_model_desc& d) {
 
   const Checker check(d);
   model.embed = check.matrix("embed", d.embed, d.vocab_size, d.hidden_size);
+  if (d.embed.bias) fail(PJ_BAD_ARGUMENT, "embed: an embedding has no bias");
   model.head = check.optional_matrix("head", d.head, d.vocab_size, d.hidden_size);
   if (!present(model.head)) model.head = model.embed;
   model.final_norm = check.block_norm("final_norm", d.final_norm);

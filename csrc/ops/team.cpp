@@ -1,8 +1,5 @@
 #include "ops/team.h"
 
-#if defined(__linux__)
-#include <sched.h>
-#endif
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
@@ -10,11 +7,11 @@
 namespace penjing {
 namespace {
 
-// A barrier inside a layer takes well under a microsecond when every thread has a CPU; this is some 20 of them.
-constexpr int kSpins = 2000;
-// With more threads than CPUs the one waited for cannot run until somebody gives way.
-constexpr int kSpinsOversubscribed = 20;
-// Then a sleep: waking up costs some 10 to 50 microseconds, more than a few calls into an idle scheduler.
+// The others are usually there within a microsecond; on a busy machine a longer spin only burns the time slice that
+// this thread will miss (measured with 5 runnable threads on 2 CPUs: 2000 spins decode at a fifth of the speed of 20).
+constexpr int kSpins = 20;
+// Then giving way, so that more threads than CPUs work too. An idle scheduler comes back within a microsecond, while
+// waking up from sleep costs some 10 to 50.
 constexpr int kYields = 100;
 
 inline void relax() {
@@ -37,8 +34,8 @@ void Gate::open() {
   wake_.notify_all();
 }
 
-void Gate::wait_past(uint32_t seen, int spins) {
-  for (int i = 0; i < spins; ++i, relax()) {
+void Gate::wait_past(uint32_t seen) {
+  for (int i = 0; i < kSpins; ++i, relax()) {
     if (count() != seen) return;
   }
   for (int i = 0; i < kYields; ++i) {
@@ -51,8 +48,7 @@ void Gate::wait_past(uint32_t seen, int spins) {
   sleepers_.fetch_sub(1, std::memory_order_relaxed);
 }
 
-Team::Team(int num_threads)
-    : size_(num_threads), spins_(num_threads > available_cpus() ? kSpinsOversubscribed : kSpins) {
+Team::Team(int num_threads) : size_(num_threads) {
   try {
     for (int thread = 1; thread < size_; ++thread) workers_.emplace_back(&Team::work, this, thread);
   } catch (...) {
@@ -71,7 +67,7 @@ void Team::stop() {
 
 void Team::work(int thread) {
   for (uint32_t round = 0;; ++round) {
-    start_.wait_past(round, spins_);
+    start_.wait_past(round);
     if (!job_) return;
     job_(context_, thread);
     barrier();
@@ -94,17 +90,8 @@ void Team::barrier() {
     arrived_.store(0, std::memory_order_relaxed);  // before the gate opens, so the next round starts from 0
     passed_.open();
   } else {
-    passed_.wait_past(round, spins_);
+    passed_.wait_past(round);
   }
-}
-
-int available_cpus() {
-#if defined(__linux__)
-  cpu_set_t set;
-  if (sched_getaffinity(0, sizeof set, &set) == 0) return CPU_COUNT(&set);
-#endif
-  const unsigned count = std::thread::hardware_concurrency();
-  return count ? static_cast<int>(count) : 1;
 }
 
 }  // namespace penjing

@@ -16,7 +16,7 @@ class Gate {
   uint32_t count() const { return count_.load(std::memory_order_acquire); }
   // Everything before open() is visible to whoever returns from wait_past().
   void open();
-  void wait_past(uint32_t seen, int spins);
+  void wait_past(uint32_t seen);
 
  private:
   std::atomic<uint32_t> count_{0};
@@ -52,15 +52,11 @@ class Team {
   void stop();
 
   const int size_;
-  int spins_;
   Job job_ = nullptr;  // null tells the workers to leave
   void* context_ = nullptr;
   Gate start_, passed_;
   alignas(64) std::atomic<int> arrived_{0};
   std::vector<std::thread> workers_;
 };
-
-// CPUs that this process may use.
-int available_cpus();
 
 }  // namespace penjing

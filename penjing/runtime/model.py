@@ -107,7 +107,7 @@ class Model:
             cols=layout.cols,
             bits=layout.bits,
             group_size=layout.group_size,
-            bias=self._optional(f"{name}.bias", layout.rows),
+            bias=None if name == "embed" else self._optional(f"{name}.bias", layout.rows),
         )
         for suffix, spec in layout.tensor_specs().items():
             address = self._take(f"{name}.{suffix}", VIEWS[spec.dtype], spec.shape)

@@ -22,7 +22,7 @@ _erf: Final = np.vectorize(math.erf, otypes=[np.float64])
 
 
 def round_activations(x: Array, group_size: int) -> Array:
-    """x with each group of the last axis as 8-bit codes times a scale of amax / 127, as the engine's matrices see it."""
+    """x with each group of the last axis as 8-bit codes times amax / 127: what the engine's matrices read."""
     x_G = x.reshape(*x.shape[:-1], -1, group_size)
     amax = np.abs(x_G).max(axis=-1, keepdims=True)
     step = np.where(amax > 0, amax, 1) / 127
@@ -144,11 +144,13 @@ class Decoder:
         attn = self._attention(n, attn_in, positions)
         if arch.parallel:
             mlp_in = self._norm(prefix + "mlp_norm", x) if arch.pre_norm else x
-            return x + attn + self._mlp(prefix, mlp_in)
+            out: Array = x + attn + self._mlp(prefix, mlp_in)
+            return out
         scale = self.dtype(arch.residual_scale)
         x = x + scale * (self._norm(prefix + "attn_post_norm", attn) if arch.post_norm else attn)
         mlp = self._mlp(prefix, self._norm(prefix + "mlp_norm", x) if arch.pre_norm else x)
-        return x + scale * (self._norm(prefix + "mlp_post_norm", mlp) if arch.post_norm else mlp)
+        out = x + scale * (self._norm(prefix + "mlp_post_norm", mlp) if arch.post_norm else mlp)
+        return out
 
     def _attention(self, n: int, x_TI: Array, positions: NDArray[np.int64]) -> Array:
         arch, prefix, num = self.architecture, f"layers.{n}.", len(x_TI)

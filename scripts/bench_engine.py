@@ -1,0 +1,114 @@
+"""Decode and prefill of the engine on random codes of SmolLM2-135M's shapes, against what its matrices alone take.
+
+    python scripts/bench_engine.py [--threads 2] [--bits 4] [--prompt 512] [--context-before 64]
+
+Prints one JSON object. `decode_of_linears` is the time of a decode step in units of the sum of its matrix products,
+each measured alone on the same threads with weights that no cache holds; `decode_of_limit` in units of the memory
+limit, the bytes of a token over the read bandwidth measured in the same run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+
+import numpy as np
+
+from penjing.format.architecture import Architecture, Rope
+from penjing.format.pack import Layout
+from penjing.format.safetensors_file import VIEWS
+from penjing.runtime import binding
+from penjing.runtime.session import Session
+
+SMOLLM2_135M = Architecture(
+    model_type="llama",
+    vocab_size=49152,
+    hidden_size=576,
+    intermediate_size=1536,
+    num_layers=30,
+    num_heads=9,
+    num_kv_heads=3,
+    head_dim=64,
+    max_position_embeddings=8192,
+    tied=True,
+    attention_scale=64**-0.5,
+    ropes=(Rope(inv_freq=tuple(100_000.0 ** (-j / 32) for j in range(32))),),
+    layer_rope=(0,) * 30,
+    layer_window=(0,) * 30,
+)
+
+
+def random_model(arch: Architecture, bits: int, group_size: int, embed_bits: int):
+    """Layouts and tensors of a model with random codes, scaled so that activations stay of order one."""
+    rng = np.random.default_rng(0)
+    layouts, tensors = {}, {}
+    for name, (rows, cols) in arch.matrix_shapes().items():
+        width = embed_bits if name == "embed" else bits
+        layouts[name] = layout = Layout(kind="codes", rows=rows, cols=cols, bits=width, group_size=group_size)
+        for suffix, spec in layout.tensor_specs().items():
+            if suffix == "codes":
+                tensors[f"{name}.codes"] = rng.integers(0, 256, spec.shape, dtype=np.uint8)
+            else:
+                tensors[f"{name}.{suffix}"] = np.full(spec.shape, 2.0**-width / np.sqrt(cols), VIEWS[spec.dtype])
+    tensors |= {name: np.ones(size, np.float32) for name, size in arch.norm_sizes().items()}
+    return layouts, tensors
+
+
+def seconds(step, *, warmup: int = 3, repeats: int = 15) -> float:
+    """Median wall time of step()."""
+    times = []
+    for i in range(warmup + repeats):
+        start = time.perf_counter()
+        step()
+        if i >= warmup:
+            times.append(time.perf_counter() - start)
+    return statistics.median(times)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--bits", type=int, default=4)
+    parser.add_argument("--embed-bits", type=int, default=8)
+    parser.add_argument("--group-size", type=int, default=32)
+    parser.add_argument("--prompt", type=int, default=512)
+    parser.add_argument("--decode", type=int, default=64)
+    parser.add_argument("--repeats", type=int, default=7)
+    args = parser.parse_args()
+
+    layouts, tensors = random_model(SMOLLM2_135M, args.bits, args.group_size, args.embed_bits)
+    tokens = np.random.default_rng(1).integers(0, SMOLLM2_135M.vocab_size, args.prompt)
+    nbytes = sum(layout.nbytes for layout in layouts.values())
+    context = args.prompt + args.decode
+    with Session.from_tensors(SMOLLM2_135M, layouts, tensors, context=context, threads=args.threads) as session:
+
+        def prefill() -> None:
+            session.truncate(0)
+            session.forward(tokens)
+
+        def decode() -> None:
+            session.truncate(64)
+            for token in tokens[: args.decode]:
+                session.forward([token])
+
+        prefill_s = seconds(prefill, warmup=1, repeats=args.repeats)
+        decode_s = seconds(decode, warmup=1, repeats=args.repeats) / args.decode
+    read_bytes_per_s = binding.library().pj_probe_read(256 << 20, args.threads, 5)
+    int8_per_s = binding.library().pj_probe_int8(args.threads, 5)
+    macs = sum(layout.rows * layout.cols for name, layout in layouts.items() if name != "embed")
+    result = {
+        "isa": binding.isa(),
+        "threads": args.threads,
+        "bytes_per_token": nbytes,
+        "decode_tokens_per_s": 1 / decode_s,
+        "prefill_tokens_per_s": args.prompt / prefill_s,
+        "decode_of_read_limit": nbytes / read_bytes_per_s / decode_s,
+        "prefill_of_int8_limit": macs * args.prompt / int8_per_s / prefill_s,
+    }
+    print(json.dumps({key: round(value, 4) if isinstance(value, float) else value for key, value in result.items()}))
+
+
+if __name__ == "__main__":
+    main()
