@@ -23,14 +23,16 @@ struct Matrix {
 };
 
 // Columns of activations, quantized for one group size: value = code * scale.
-// amax/127 is the scale of a group, codes round to nearest even in [-127, 127], padding has code 0.
+// amax/127 is the scale of a group, codes x * (127/amax) round to nearest even in [-127, 127], padding has code 0.
+// A group with infinity or NaN has scale NaN and codes 0, so that its outputs are NaN; amax < 2^-100 counts as 0.
 struct QuantizedColumns {
-  int8_t* code;    // [column][num_groups * stride]
-  float* scale;    // [column][num_groups]
-  int32_t* sum;    // [column][num_groups] sum of the codes
+  int8_t* code;  // [column][num_groups * stride]
+  float* scale;  // [column][num_groups]
+  int32_t* sum;  // [column][num_groups] sum of the codes
 };
 
-// Keys and values of one layer and one key-value head. Keys: [position / 16][head_dim][16]; values: [position][head_dim].
+// Keys and values of one layer and one key-value head. Keys: [position / 16][head_dim][16]; values:
+// [position][head_dim].
 struct KvHead {
   void* keys;
   void* values;
@@ -66,9 +68,11 @@ struct Kernels {
   // Write one position of one head into the cache.
   void (*store_kv)(const KvHead& cache, int head_dim, int position, const float* key, const float* value);
   // Softmax attention of num_queries queries (already scaled by attention_scale) against one key-value head:
-  // query r, at positions[r] (ascending), sees positions (positions[r] - window, positions[r]], window 0: from 0.
-  // Blocks of 16 absolute positions in ascending order, running maximum and sum: the split into calls does not matter.
-  // q, out: rows ld apart.
+  // query r, at positions[r] (ascending, repeats allowed: heads that share keys and values), sees positions
+  // (positions[r] - window, positions[r]], window 0: from 0. Spans of absolute positions in ascending order, running
+  // maximum and sum: the split into calls does not matter. Reads whole blocks of 16 keys, no value past the last
+  // position seen. q, out: rows ld apart. scratch: attend_scratch_bytes(head_dim, num_queries) bytes of the calling
+  // thread.
   void (*attend)(const KvHead& cache, int head_dim, const float* q, size_t ld_q, const int32_t* positions,
                  int num_queries, int window, float* out, size_t ld_out, void* scratch);
 
