@@ -6,13 +6,15 @@ Shapes: T tokens of a window, H hidden size, C positions of a chunk, V vocabular
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from transformers import AutoConfig, AutoModelForCausalLM
-from transformers.initialization import no_init_weights
+from transformers import AutoConfig
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+from transformers.utils import logging
 
 from penjing.errors import PenjingError
 
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
 
 #: logits held at a time: 64 MB
 _CHUNK_LOGITS = 1 << 24
-#: leaves of a config that transformers derives itself and refuses or misreads when given
+#: entries of a config that are no arguments of its class
 _NOT_ARGUMENTS = ("model_type", "transformers_version", "torch_dtype", "dtype", "quantization_config")
 
 
@@ -34,8 +36,7 @@ def load(checkpoint: Checkpoint) -> Any:
     arguments = {name: value for name, value in checkpoint.config.items() if name not in _NOT_ARGUMENTS}
     try:
         config = AutoConfig.for_model(checkpoint.config.get("model_type", ""), **arguments)
-        with no_init_weights():  # pages of weights that are never written cost no memory
-            model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        model_class = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
     except (ValueError, TypeError, KeyError) as error:
         raise PenjingError(
             f"transformers does not accept this config: {error}",
@@ -43,38 +44,46 @@ def load(checkpoint: Checkpoint) -> Any:
             attempt="another version of transformers, or check config.json",
         ) from error
     weights = {name: torch.from_numpy(checkpoint.read(name)) for name in checkpoint.tensors}
-    _check_shapes(model, weights, checkpoint.name)
-    missing, unexpected = model.load_state_dict(weights, strict=False, assign=True)
-    model.tie_weights()
-    absent = sorted(set(missing) - _tied_names(model))
-    if absent or unexpected:
-        kind, names = ("missing", absent) if absent else ("unexpected", sorted(unexpected))
-        raise PenjingError(
-            f"{len(names)} {kind} tensors: {', '.join(names[:3])}{', …' if len(names) > 3 else ''}",
-            where=checkpoint.name,
-            attempt="check that config.json belongs to these weights",
+    with _quiet():  # what it has to say about the tensors is said below
+        model, found = model_class.from_pretrained(
+            None,
+            config=config,
+            state_dict=weights,  # it knows names of older files and ties what is tied
+            dtype=torch.float32,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
         )
+    _check_loaded(found, checkpoint.name)
     return model.eval()
 
 
-def _check_shapes(model: Any, weights: dict[str, torch.Tensor], where: str) -> None:
-    for name, wanted in model.state_dict().items():
-        if name in weights and weights[name].shape != wanted.shape:
+def _check_loaded(found: dict[str, Any], where: str) -> None:
+    """Every tensor of the model came from the checkpoint, and all of the checkpoint went into the model."""
+    for kind in ("missing", "unexpected", "mismatched"):
+        names = sorted(str(entry[0] if isinstance(entry, tuple) else entry) for entry in found[f"{kind}_keys"])
+        if names:
             raise PenjingError(
-                f"{name} has shape {tuple(weights[name].shape)}, the config asks for {tuple(wanted.shape)}",
+                f"{len(names)} {kind} tensors: {', '.join(names[:3])}{', …' if len(names) > 3 else ''}",
                 where=where,
                 attempt="check that config.json belongs to these weights",
             )
 
 
-def _tied_names(model: Any) -> set[str]:
-    """Names of parameters that are another one under a second name."""
-    first: dict[int, str] = {}
-    tied = set()
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        if first.setdefault(id(parameter), name) != name:
-            tied |= {name, first[id(parameter)]}
-    return tied
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """transformers without its own progress bars and reports."""
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    logger = logging.get_logger("transformers")
+    was_disabled, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = was_disabled
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
 
 
 class TorchScorer:
