@@ -146,9 +146,7 @@ class CheckpointWriter:
         companions: Path | None = None,
     ) -> None:
         """Everything beside the weights. `companions`: the parent's folder, whose `COMPANIONS` are copied."""
-        dtypes = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-        used = [spec.dtype for shard in self._shards for spec in shard.tensors.values()]
-        dtype = {} if {"dtype", "torch_dtype"} & config.keys() else {"dtype": dtypes[max(set(used), key=used.count)]}
+        dtype = {} if {"dtype", "torch_dtype"} & config.keys() else {"dtype": self._main_dtype()}
         self._write_json("config.json", dict(config) | dtype)
         if generation:
             self._write_json("generation_config.json", generation)
@@ -221,6 +219,14 @@ class CheckpointWriter:
 
     def _save_progress(self) -> None:
         self._write_json(PROGRESS, {"step": self._step, "finished": self._finished})
+
+    def _main_dtype(self) -> str:
+        """Of most of the bytes, as a config says it."""
+        sizes = {"float32": 0, "float16": 0, "bfloat16": 0}
+        names = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+        for spec in (spec for shard in self._shards for spec in shard.tensors.values()):
+            sizes[names[spec.dtype]] += spec.nbytes
+        return max(sizes, key=lambda name: sizes[name])
 
     def _write_tables(self, base: Mapping[str, Any]) -> None:
         """What is in which file: for transformers, and for penjing."""
