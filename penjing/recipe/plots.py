@@ -6,6 +6,7 @@ import io
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from html import escape
 from typing import Any
 
 from penjing.errors import PenjingError
@@ -74,7 +75,8 @@ def scatter(points: Sequence[Point], *, title: str, unit: str) -> str:
         axes.set_xlim(0, 1.3 * max(point.size_bytes for point in points) / 1e6)
         axes.margins(y=0.25)
 
-    return _draw(paint, title, height_inches=3.2)
+    told = "; ".join(f"{point.label}: {point.size_bytes / 1e6:.1f} MB, {point.value:.4g}" for point in points)
+    return _draw(paint, title, told, height_inches=3.2)
 
 
 def bars(entries: Sequence[Bar], *, title: str, unit: str) -> str:
@@ -100,11 +102,12 @@ def bars(entries: Sequence[Bar], *, title: str, unit: str) -> str:
         axes.tick_params(axis="y", length=0, labelcolor=_INK)
         axes.spines["left"].set_visible(False)
 
-    return _draw(paint, title, height_inches=0.6 + 0.34 * len(entries))
+    told = "; ".join(f"{entry.label}: {entry.note}" for entry in entries)
+    return _draw(paint, title, told, height_inches=0.6 + 0.34 * len(entries))
 
 
-def _draw(paint: Callable[[Any], None], title: str, *, height_inches: float) -> str:
-    """What `paint` draws, as an element for a page. The same drawing gives the same text."""
+def _draw(paint: Callable[[Any], None], title: str, told: str, *, height_inches: float) -> str:
+    """What `paint` draws, as an element for a page; `told` is the same in words. The same drawing gives the same text."""
     try:
         import matplotlib as mpl
         from matplotlib.figure import Figure
@@ -117,15 +120,16 @@ def _draw(paint: Callable[[Any], None], title: str, *, height_inches: float) -> 
         figure = Figure(figsize=(6.4, height_inches), layout="constrained")
         paint(figure.subplots())
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    return _for_page(buffer.getvalue(), title)
+    return _for_page(buffer.getvalue(), title, told)
 
 
-def _for_page(text: str, title: str) -> str:
+def _for_page(text: str, title: str, told: str) -> str:
     """matplotlib's file without its head, comments and fixed size, with the page's colours and ids of its own."""
     text = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", text[text.index("<svg") :], flags=re.DOTALL)
-    text = re.sub(r'<svg [^>]*?viewBox="([^"]*)"[^>]*>', r'<svg viewBox="\1" aria-hidden="true">', text, count=1)
+    head, body = text.split(">", 1)
+    view = re.findall(r'viewBox="([^"]*)"', head)[0]
     prefix = "".join(letter for letter in title if letter.isalnum())
-    text = re.sub(r'(id="|href="#|url\(#)', rf"\g<1>{prefix}-", text)
+    body = re.sub(r'(id="|href="#|url\(#)', rf"\g<1>{prefix}-", body)
     for stand_in, color in _COLORS.items():
-        text = text.replace(stand_in, color)
-    return text
+        body = body.replace(stand_in, color)
+    return f'<svg viewBox="{view}" role="img" aria-label="{escape(told)}">{body}'
