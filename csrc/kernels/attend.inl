@@ -24,24 +24,28 @@ inline Floats load_cached_first(const uint8_t* p, int n) {
   return load_first(p, n);
 }
 
-void store_kv(const KvHead& cache, int head_dim, int position, const float* key, const float* value) {
-  const bool is_half = cache.kind == PJ_F16;
-  const size_t element = is_half ? 2 : 4;
+inline void store_lanes(float* p, Floats x) { store(p, x); }
+inline void store_lanes(uint16_t* p, Floats x) { store_f16(p, x); }
+
+// Element: float, or uint16_t for float16.
+template <class Element>
+inline void store_position(const KvHead& cache, int head_dim, int position, const float* key, const float* value) {
   const size_t first_key = static_cast<size_t>(position / kLanes) * head_dim * kLanes + position % kLanes;
-  uint8_t* keys = static_cast<uint8_t*>(cache.keys) + first_key * element;
-  uint8_t* values = static_cast<uint8_t*>(cache.values) + static_cast<size_t>(position) * head_dim * element;
+  Element* keys = static_cast<Element*>(cache.keys) + first_key;
+  Element* values = static_cast<Element*>(cache.values) + static_cast<size_t>(position) * head_dim;
   for (int i = 0; i < head_dim; i += kLanes) {
     const int n = head_dim - i < kLanes ? head_dim - i : kLanes;
-    uint16_t half[kLanes];
-    if (is_half) store_f16(half, load_up_to(key + i, n));
-    for (int j = 0; j < n; ++j) {
-      const void* from = is_half ? static_cast<const void*>(half + j) : key + i + j;
-      std::memcpy(keys + static_cast<size_t>(i + j) * kLanes * element, from, element);
-    }
-    if (is_half) store_f16(half, load_up_to(value + i, n));
-    const void* from = is_half ? static_cast<const void*>(half) : value + i;
-    std::memcpy(values + i * element, from, static_cast<size_t>(n) * element);
+    Element lanes[kLanes];
+    store_lanes(lanes, load_up_to(key + i, n));
+    for (int j = 0; j < n; ++j) keys[static_cast<size_t>(i + j) * kLanes] = lanes[j];
+    store_lanes(lanes, load_up_to(value + i, n));
+    std::memcpy(values + i, lanes, static_cast<size_t>(n) * sizeof lanes[0]);
   }
+}
+
+void store_kv(const KvHead& cache, int head_dim, int position, const float* key, const float* value) {
+  const auto run = cache.kind == PJ_F16 ? store_position<uint16_t> : store_position<float>;
+  run(cache, head_dim, position, key, value);
 }
 
 // A few queries, what they see, and the state of their softmax.
