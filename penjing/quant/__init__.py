@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import pkgutil
-from typing import Any, Protocol, cast
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from penjing.errors import PenjingError
 
+if TYPE_CHECKING:
+    import torch
+
+    from penjing.tensors.groups import Quantized
+
 
 class Technique(Protocol):
-    """`Spec`: a frozen dataclass of settings. `quantize(spec, weight_OI)` gives a `tensors.groups.Quantized`."""
+    """`Spec`: a frozen dataclass of settings. `quantize(spec, weight_OI)` gives a `tensors.groups.Quantized`.
+
+    A technique that weighs errors takes `importance_I` as well: how much the loss minds an error in each input.
+    """
 
     Spec: type[Any]
-
-    def quantize(self, spec: Any, weight_OI: Any) -> Any: ...
+    quantize: Callable[..., Quantized]
 
 
 def technique(name: str) -> Technique:
@@ -23,3 +32,19 @@ def technique(name: str) -> Technique:
     if name not in names:
         raise PenjingError(f"no technique {name!r}", where="penjing/quant/", attempt=", ".join(names))
     return cast(Technique, importlib.import_module(f"{__name__}.{name}"))  # its own ImportError stays visible
+
+
+def uses_importance(method: Technique) -> bool:
+    return "importance_I" in inspect.signature(method.quantize).parameters
+
+
+def apply(method: Technique, spec: Any, weight_OI: torch.Tensor, importance_I: torch.Tensor | None) -> Quantized:
+    """Quantize, with the importance where the technique asks for it. PenjingError if it does and there is none."""
+    if not uses_importance(method):
+        return method.quantize(spec, weight_OI)
+    if importance_I is None:
+        name = method.quantize.__module__.rsplit(".", 1)[-1]
+        raise PenjingError(
+            f"{name} needs text to calibrate on", where="--method", attempt="--data FILE, or --method rtn"
+        )
+    return method.quantize(spec, weight_OI, importance_I)

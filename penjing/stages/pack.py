@@ -37,7 +37,9 @@ def pack(
     which has the file's own digest. Raises PenjingError.
     """
     out = Path(out)
-    _check(out, float_kind, force)
+    check_out(out, force=force)
+    if float_kind not in FLOAT_DTYPES:
+        raise PenjingError(f"no float kind {float_kind!r}", where="float_kind", attempt=", ".join(FLOAT_DTYPES))
     layouts = _layouts(checkpoint, cast(Kind, float_kind))
     settings = {"float_kind": float_kind}
     with recording("pack", settings, parent=checkpoint.digest) as work:
@@ -60,9 +62,8 @@ def pack(
     return work.finished()
 
 
-def _check(out: Path, float_kind: str, force: bool) -> None:
-    if float_kind not in FLOAT_DTYPES:
-        raise PenjingError(f"no float kind {float_kind!r}", where="float_kind", attempt=", ".join(FLOAT_DTYPES))
+def check_out(out: Path, *, force: bool) -> None:
+    """Raise PenjingError unless a packed model may be written there."""
     if out.suffix != _SUFFIX:
         raise PenjingError(f"a packed model's name ends in {_SUFFIX}", where=str(out), attempt=f"{out}{_SUFFIX}")
     if out.is_dir():

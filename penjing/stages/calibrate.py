@@ -1,0 +1,85 @@
+"""Calibrate: how much the loss on a text minds errors in each matrix, kept in a file that a re-run reads back."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from penjing.checkpoint import Checkpoint
+from penjing.data.text import Windows
+from penjing.errors import PenjingError
+from penjing.format.safetensors_file import SafetensorsFile, SafetensorsWriter, TensorSpec
+from penjing.measure import torch_model
+from penjing.stages import Progress
+from penjing.tensors.statistics import Importance, importances
+
+_KEY = "calibration"
+
+
+def calibrate(
+    parent: Checkpoint, calibration: Windows, *, cache: Path, seed: int = 0, progress: Progress | None = None
+) -> dict[str, Importance]:
+    """The importance of every matrix, by canonical name. `cache` is read if it is of the same model, text and seed.
+
+    Needs the model in float32 and the activations of one window in memory. Raises PenjingError.
+    """
+    digest = _digest(parent, calibration, seed)
+    known = _read(cache, digest)
+    if known is not None:
+        return known
+    tokens_WT = torch.from_numpy(calibration.tokens_WT.astype(np.int64))
+    by_tensor = importances(torch_model.load(parent), tokens_WT, seed=seed, progress=progress)
+    found = {}
+    for part in parent.parts():
+        if part.name in parent.architecture.matrix_shapes():
+            whole = by_tensor[part.source]
+            rows = slice(None) if part.rows is None else part.rows
+            found[part.name] = dataclasses.replace(whole, output_KO=whole.output_KO[:, rows])
+    _check(found, parent)
+    _write(cache, digest, found)
+    return found
+
+
+def _digest(parent: Checkpoint, calibration: Windows, seed: int) -> str:
+    return hashlib.sha256(json.dumps([parent.digest, calibration.digest, seed]).encode()).hexdigest()
+
+
+def _check(found: Mapping[str, Importance], parent: Checkpoint) -> None:
+    for name, importance in found.items():
+        if not (importance.output_KO.isfinite().all() and importance.input_KI.isfinite().all()):
+            raise PenjingError(
+                "gradients are not finite: the model overflows or holds NaN",
+                where=f"{name} of {parent.name}",
+                attempt="penjing measure on the parent, or other calibration text",
+            )
+
+
+def _write(path: Path, digest: str, found: Mapping[str, Importance]) -> None:
+    arrays = {f"{name}.output": importance.output_KO.numpy() for name, importance in found.items()}
+    arrays |= {f"{name}.input": importance.input_KI.numpy() for name, importance in found.items()}
+    specs = {name: TensorSpec("F32", array.shape) for name, array in arrays.items()}
+    with SafetensorsWriter(path, specs, {_KEY: digest}) as writer:
+        for name, array in arrays.items():
+            writer.write(name, np.ascontiguousarray(array))
+        writer.finish()
+
+
+def _read(path: Path, digest: str) -> dict[str, Importance] | None:
+    if not path.is_file():
+        return None
+    with SafetensorsFile(path) as file:
+        if file.metadata.get(_KEY) != digest:
+            return None
+        names = [name.removesuffix(".input") for name in file.tensors if name.endswith(".input")]
+        return {
+            name: Importance(
+                torch.from_numpy(file.read(f"{name}.output")), torch.from_numpy(file.read(f"{name}.input"))
+            )
+            for name in names
+        }

@@ -1,0 +1,150 @@
+"""How much the loss minds an error in each weight: the diagonal of the Fisher information, as an outer product.
+
+Changing W by dW raises KL(model ‖ changed model), in nats a token, by about
+
+    0.5 * sum_OI F_OI dW_OI^2,      F_OI = E[(d(negative log likelihood of a window) / dW_OI)^2] / tokens of a window,
+
+with labels drawn from the model itself. F is kept as its row and column sums: F_OI ~ row_O * column_I / sum. A tied
+matrix is a lookup as well as a head, which adds a second product.
+
+The square is of the whole window's gradient: W serves every position, and errors at positions that one label looks back
+on add up. Taking E[g_O^2] E[x_I^2] of single positions instead (K-FAC, arXiv:1503.05671) was measured on SmolLM2-135M
+with 4- and 5-bit weights in one kind of matrix at a time: it told the KL of down projections 3.9 times too high and of
+query projections 1.7 times too low. This form was within 1.3 times for all kinds except 5-bit keys and queries (1.5).
+
+Shapes: W windows, T tokens a window, O outputs, I inputs, K products that add up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Importance:
+    """importance_OI = sum_K output_KO x input_KI, all non-negative."""
+
+    output_KO: Tensor  # noqa: N815
+    input_KI: Tensor  # noqa: N815
+
+    def mean_input_I(self) -> Tensor:  # noqa: N802
+        """The importance of an input, averaged over the outputs."""
+        return self.output_KO.mean(dim=1) @ self.input_KI
+
+    def total(self, rows: slice = slice(None)) -> float:
+        """The sum over some rows."""
+        return float(self.output_KO[:, rows].sum(dim=1) @ self.input_KI.sum(dim=1))
+
+    def loss(self, error_OI: Tensor, rows: slice = slice(None)) -> float:
+        """Expected rise of KL in nats a token for these errors of some rows."""
+        cost_KO = self.input_KI @ error_OI.square().T
+        return 0.5 * float((cost_KO * self.output_KO[:, rows]).sum())
+
+
+def importances(
+    model: Any, tokens_WT: Tensor, *, seed: int = 0, progress: Progress | None = None
+) -> dict[str, Importance]:
+    """The importance of every linear layer and embedding, by the name of its weight; a tied weight has one entry.
+
+    `model` is a transformers causal language model in float32; it is left as it was found. Takes about four forward
+    passes a window; memory is one window's activations and one matrix's gradient at a time.
+    """
+    collector = _Collector(model)
+    generator = torch.Generator().manual_seed(seed)
+    wanted = {name: p.requires_grad for name, p in model.named_parameters()}
+    try:
+        model.requires_grad_(False)
+        for done, tokens_T in enumerate(tokens_WT, 1):
+            _backward_of_sampled_labels(model, tokens_T, generator)
+            if progress is not None:
+                progress("importance", done, len(tokens_WT))
+    finally:
+        collector.remove()
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(wanted[name])
+    return collector.importances(num_tokens=tokens_WT.numel())
+
+
+def _backward_of_sampled_labels(model: Any, tokens_T: Tensor, generator: torch.Generator) -> None:
+    logit_TV = model(input_ids=tokens_T[None], use_cache=False).logits[0]
+    with torch.no_grad():
+        label_T = torch.multinomial(logit_TV.softmax(dim=-1), 1, generator=generator)[:, 0]
+    nll = nn.functional.cross_entropy(logit_TV, label_T, reduction="sum")
+    nll.backward()  # type: ignore[no-untyped-call]
+
+
+class _Collector:
+    """Adds up row and column sums of squared weight gradients, with hooks; no gradient outlives its layer."""
+
+    def __init__(self, model: Any) -> None:
+        self._sums: dict[Any, tuple[Tensor, Tensor]] = {}
+        self._names = _weight_names(model)
+        self._handles = []
+        for module in self._names:
+            rows, cols = module.weight.shape
+            self._sums[module] = (torch.zeros(rows), torch.zeros(cols))
+            hook = self._embedding_hook if isinstance(module, nn.Embedding) else self._linear_hook
+            self._handles.append(module.register_forward_hook(hook))
+
+    def _linear_hook(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        x_TI = inputs[0].detach().flatten(0, -2)
+
+        def add(gradient: Tensor) -> None:
+            self._add(module, gradient.flatten(0, -2).T @ x_TI)
+
+        output.register_hook(add)  # type: ignore[no-untyped-call]
+
+    def _embedding_hook(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        token_N, row_T = torch.unique(inputs[0], return_inverse=True)
+
+        def add(gradient: Tensor) -> None:
+            gradient_TI = gradient.flatten(0, -2)
+            seen_NI = torch.zeros(len(token_N), gradient_TI.shape[1]).index_add_(0, row_T.flatten(), gradient_TI)
+            self._add(module, seen_NI, rows=token_N)
+
+        output.requires_grad_(True)  # weights are frozen: this starts the graph
+        output.register_hook(add)  # type: ignore[no-untyped-call]
+
+    def _add(self, module: nn.Module, gradient_OI: Tensor, rows: Tensor | slice = slice(None)) -> None:
+        row_sum_O, column_sum_I = self._sums[module]
+        square_OI = gradient_OI.square_()
+        row_sum_O[rows] += square_OI.sum(dim=1)
+        column_sum_I += square_OI.sum(dim=0)
+
+    def remove(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+    def importances(self, num_tokens: int) -> dict[str, Importance]:
+        found: dict[str, Importance] = {}
+        for module, (row_sum_O, column_sum_I) in self._sums.items():
+            name = self._names[module]
+            total = row_sum_O.sum().clamp_min(torch.finfo(torch.float32).tiny)
+            output_KO, input_KI = _floored(row_sum_O)[None] / num_tokens, column_sum_I[None] / total
+            if name in found:  # tied
+                output_KO = torch.cat([found[name].output_KO, output_KO])
+                input_KI = torch.cat([found[name].input_KI, input_KI])
+            found[name] = Importance(output_KO, input_KI)
+        return found
+
+
+def _floored(row_sum_O: Tensor) -> Tensor:
+    """A row that no window needed, such as a token that was not seen, may be needed yet: a hundredth of the mean."""
+    return row_sum_O.clamp_min(0.01 * float(row_sum_O.mean()))
+
+
+def _weight_names(model: Any) -> dict[Any, str]:
+    """The name under which each module's weight is stored: that of the first module that has it."""
+    first: dict[int, str] = {}
+    return {
+        module: first.setdefault(id(module.weight), f"{name}.weight")
+        for name, module in model.named_modules()
+        if isinstance(module, (nn.Linear, nn.Embedding))
+    }
