@@ -196,7 +196,7 @@ def _quantize_part(
         torch.manual_seed(seed)  # for each matrix, so that a run that continues makes the same choices
         for rows in _row_chunks(choice.layout):
             weight_OI = parent.read_part(part, rows)
-            if False:
+            if not np.isfinite(weight_OI).all():
                 raise PenjingError(
                     "a weight is NaN or infinite", where=part.name, attempt="repair the model, or train it again"
                 )
