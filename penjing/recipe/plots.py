@@ -107,7 +107,7 @@ def bars(entries: Sequence[Bar], *, title: str, unit: str) -> str:
 
 
 def _draw(paint: Callable[[Any], None], title: str, told: str, *, height_inches: float) -> str:
-    """What `paint` draws, as an element for a page; `told` is the same in words. The same drawing gives the same text."""
+    """What `paint` draws, as an element for a page; `told` is the same in words. Same drawing, same text."""
     try:
         import matplotlib as mpl
         from matplotlib.figure import Figure

@@ -41,6 +41,13 @@ def test_public_docstrings_with_their_signatures(tmp_path: Path) -> None:
     assert python_docs.corpus(tmp_path).documents == wanted
 
 
+def test_the_order_is_that_of_names(tmp_path: Path) -> None:
+    for name in ("a", "c", "b", "d", "aa"):
+        (tmp_path / f"{name}.py").write_text(f'"""About {name}."""')
+    names = [document.split()[1] for document in python_docs.corpus(tmp_path).documents]
+    assert names == ["a", "aa", "b", "c", "d"]
+
+
 def test_a_library_without_sources(tmp_path: Path) -> None:
     with pytest.raises(PenjingError, match="no documentation"):
         python_docs.corpus(tmp_path)

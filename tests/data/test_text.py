@@ -129,6 +129,13 @@ def test_every_byte_of_text_belongs_to_one_token() -> None:
     assert tokenizer.decode(token_N.tolist()) == "".join(corpus.documents)
 
 
+def test_text_that_a_tokenizer_drops_is_counted() -> None:
+    tokenizer = Tokenizer(models.WordLevel({"a": 0, "bb": 1}, unk_token="a"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    _, size_N = text.tokenize(tokenizer, Corpus(("  a  bb \n", "a")))
+    assert size_N.tolist() == [3, 6, 1]
+
+
 def test_windows_follow_each_other_and_count_the_bytes_they_predict() -> None:
     tokenizer = byte_tokenizer()  # trained on nothing: one token a byte
     found = text.windows(tokenizer, Corpus(("abcdefgh", "ijk")), length=5)
