@@ -30,6 +30,10 @@ if TYPE_CHECKING:
     from penjing.runtime.chat import ChatTemplate, Conversation, Message
     from penjing.runtime.generate import Generation
     from penjing.runtime.session import Session
+    from penjing.tensors.statistics import Importance
+
+CALIBRATION_WINDOW = 512  # tokens
+CALIBRATION_WINDOWS = 16
 
 Progress = Callable[[str, int, int], None]
 Overrides = Sequence[tuple[str, Mapping[str, Any]]]
@@ -153,19 +157,31 @@ class Model:
         *,
         method: str = "rtn",
         overrides: Overrides = (),
+        data: str | Path | Corpus | None = None,
+        seed: int = 0,
         force: bool = False,
         progress: Progress | None = None,
         **spec: Any,
     ) -> Model:
         """Write a quantized child, a Hugging Face folder. spec: the method's settings, e.g. bits=4, group_size=64.
 
-        overrides: ("embed", {"bits": 8}) and the like, for parts whose canonical name matches the glob.
+        overrides: ("embed", {"bits": 8}) and the like, for parts whose canonical name matches the glob. data: text for
+        methods that weigh errors by it; what they find is kept in a file beside `out`.
         """
         from penjing.stages.quantize import quantize
 
-        pairs = [(glob, dict(settings)) for glob, settings in overrides]
+        importances, digest = self._calibrate(Path(out), data, seed, progress) if data else (None, None)
         evidence = quantize(
-            self.checkpoint, Path(out), method=method, spec=spec, overrides=pairs, force=force, progress=progress
+            self.checkpoint,
+            Path(out),
+            method=method,
+            spec=spec,
+            overrides=[(glob, dict(settings)) for glob, settings in overrides],
+            importances=importances,
+            corpus=digest,
+            seed=seed,
+            force=force,
+            progress=progress,
         )
         return self._child(out, evidence)
 
@@ -188,10 +204,9 @@ class Model:
         what: some of "quality" (needs `text`), "speed", "memory" (both need a packed file); by default all that is
         possible. options: window, max_windows, threads, repeats, progress.
         """
-        from penjing.data.text import Corpus, read_corpus
         from penjing.measure.compare import compare
 
-        corpus = text if isinstance(text, Corpus) or text is None else read_corpus([Path(text)])
+        corpus = None if text is None else _corpus(text)
         possible = (["quality"] if corpus else []) + (["speed", "memory"] if self.is_packed else [])
         options.setdefault("threads", self._threads)
         return compare(
@@ -242,6 +257,17 @@ class Model:
             cached=self._cached,
         )
 
+    def _calibrate(
+        self, out: Path, data: str | Path | Corpus, seed: int, progress: Progress | None
+    ) -> tuple[Mapping[str, Importance], str]:
+        """How much the loss on a text minds errors in each matrix, and the digest of that text."""
+        from penjing.measure.compare import held_out_windows
+        from penjing.stages.calibrate import calibrate
+
+        windows = held_out_windows(self.checkpoint, _corpus(data), CALIBRATION_WINDOW, CALIBRATION_WINDOWS)
+        cache = out.with_name(f"{out.name}.importance.safetensors")
+        return calibrate(self.checkpoint, windows, cache=cache, seed=seed, progress=progress), windows.digest
+
     def _packed_copy(self) -> Path:
         from penjing.stages.pack import pack
 
@@ -261,3 +287,9 @@ class Model:
 
     def _text_of(self, token: Any) -> str:
         return (self.tokenizer.id_to_token(token) or "") if isinstance(token, int) else ""
+
+
+def _corpus(text: str | Path | Corpus) -> Corpus:
+    from penjing.data.text import Corpus, read_corpus
+
+    return text if isinstance(text, Corpus) else read_corpus([Path(text)])

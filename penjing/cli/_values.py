@@ -21,6 +21,8 @@ _UNITS: Final = {
     "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12,
     "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40,
 }  # fmt: skip
+#: settings that have an option of their own and cannot be set for all; `method` can be for some parts
+_OPTIONS: Final = ("out", "overrides", "data", "seed", "force", "progress", "self")
 _MODEL_HELP: Final = "Folder, .gguf, .penjing, smollm2-135m, or a hub name like org/name."
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help=_MODEL_HELP, show_default=False)]
@@ -56,7 +58,8 @@ def settings(entries: Sequence[str]) -> tuple[dict[str, Any], list[tuple[str, di
     for entry in entries:
         target, equals, value = entry.partition("=")
         glob, colon, key = target.rpartition(":")
-        if not equals or not key.isidentifier() or (colon and not glob):
+        wrong = not key.isidentifier() or (colon and not glob) or key in _OPTIONS or (key == "method" and not colon)
+        if not equals or wrong:
             raise PenjingError(
                 f"not a setting: {entry!r}", where="--set", attempt="key=value, or GLOB:key=value, e.g. embed:bits=8"
             )

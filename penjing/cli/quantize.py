@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 
 from penjing.cli._show import emit, number, pairs, progress, size
-from penjing.cli._values import Force, Json, Model, Seed, settings
+from penjing.cli._values import Force, Json, Model, Seed, corpus, settings
 
 PANEL = "Make it small"
 RESUME = "run the same command again; it goes on after the last whole part"
@@ -28,27 +28,36 @@ def command(
             show_default=False,
         ),
     ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            "--data",
+            metavar="FILE",
+            help="Text for methods that weigh errors by it, or python-docs.",
+            show_default=False,
+        ),
+    ] = None,
     seed: Seed = 0,
     force: Force = False,
     as_json: Json = False,
 ) -> None:
     """Write a quantized child beside an untouched parent."""
     spec, overrides = settings(entries or [])
-    from penjing.checkpoint import open_checkpoint
-    from penjing.stages import quantize
+    from penjing import api
 
     with progress() as report:
-        evidence = quantize.quantize(
-            open_checkpoint(model),
+        child = api.open(model).quantize(
             out,
             method=method,
-            spec=spec,
             overrides=overrides,
+            data=corpus(data) if data else None,
             seed=seed,
             force=force,
             progress=report,
+            **spec,
         )
-    found = {"out": str(out)} | evidence.to_json()
+    assert child.evidence is not None  # it was written here
+    found = {"out": str(out)} | child.evidence.to_json()
     emit(found, as_json, lambda console: _show(console, found))
 
 

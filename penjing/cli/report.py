@@ -15,8 +15,8 @@ PANEL = "Judge it"
 
 
 def command(
-    runs: Annotated[
-        list[str], typer.Argument(metavar="RUN…", help="Models or evidence.jsonl files.", show_default=False)
+    run: Annotated[
+        Path, typer.Argument(metavar="RUN", help="A .penjing file, or a folder with evidence.", show_default=False)
     ],
     out: Annotated[Path, typer.Option("-o", "--out", metavar="FILE", help="Page to write.")] = Path("report.html"),
     force: Force = False,
@@ -27,6 +27,6 @@ def command(
         raise PenjingError("it is already there", where=str(out), attempt="--force, or another name")
     from penjing.recipe.report import report
 
-    report(runs, out)
+    report(run, out)
     found = {"out": str(out), "bytes": out.stat().st_size}
     emit(found, as_json, lambda console: console.print(pairs([("wrote", f"{out} ({size(out.stat().st_size)})")])))

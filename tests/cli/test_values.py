@@ -47,7 +47,7 @@ def test_values(text, value):
     assert type(found) is type(value)
 
 
-@pytest.mark.parametrize("entry", ["bits", "=4", "4=bits", ":bits=4", "embed:=4", ""])
+@pytest.mark.parametrize("entry", ["bits", "=4", "4=bits", ":bits=4", "embed:=4", "", "seed=1", "method=rtn"])
 def test_what_is_no_setting(entry):
     with pytest.raises(PenjingError, match="not a setting"):
         settings([entry])
