@@ -1,10 +1,9 @@
-"""Decode and prefill of the engine on random codes of SmolLM2-135M's shapes, against what its matrices alone take.
+"""Decode and prefill of the engine on random codes of SmolLM2-135M's shapes, as fractions of this machine's limits.
 
-    python scripts/bench_engine.py [--threads 2] [--bits 4] [--prompt 512] [--context-before 64]
+    python scripts/bench_engine.py [--threads 2] [--bits 4] [--prompt 512]
 
-Prints one JSON object. `decode_of_linears` is the time of a decode step in units of the sum of its matrix products,
-each measured alone on the same threads with weights that no cache holds; `decode_of_limit` in units of the memory
-limit, the bytes of a token over the read bandwidth measured in the same run.
+Prints one JSON object. Decode is limited by reading every weight once a token, prefill by int8 multiply-adds; both
+limits are measured in the same run with the same threads.
 """
 
 from __future__ import annotations

@@ -336,7 +336,6 @@ class Pass {
     norm_columns(model_.final_norm, columns);
     prepare(work_.normed, hidden, {&model_.head}, columns);
     write_logits(wanted, call_.logits + static_cast<size_t>(first_ + wanted.begin - first_wanted) * model_.vocab_size);
-    if (!alone_) barrier();  // the next block's norms must not overtake a thread that still reads this one's
   }
 
   void write_logits(Range wanted, float* logits) {
@@ -365,6 +364,8 @@ void run_blocks(Session& session, Call& call, int thread) {
       for (int i = 0; i < count; ++i) session.positions[i] = session.length + first + i * spread;
     }
     Pass(session, call, thread, first, num_columns).run();
+    // The next block may share out its columns otherwise: nobody writes one while another thread still reads it.
+    if (first + num_columns < call.num_tokens) session.team.barrier();
   }
 }
 
