@@ -100,6 +100,13 @@ def test_missing_tensor(folder):
     refused(folder, "model.layers.1.mlp.up_proj.weight is missing")
 
 
+def test_missing_bias(tiny_model, tmp_path):
+    """Biases are optional only where the family leaves them to the config."""
+    folder = shutil.copytree(tiny_model("qwen2").path, tmp_path / "model")
+    rewrite(folder, lambda tensors: tensors.pop("model.layers.1.self_attn.k_proj.bias"))
+    refused(folder, "model.layers.1.self_attn.k_proj.bias is missing")
+
+
 def test_wrong_shape(folder):
     edit(folder / "config.json", intermediate_size=53)
     refused(folder, "has shape [52, 36], the config needs [53, 36]")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 
@@ -135,3 +137,27 @@ def test_what_is_not_covered_is_refused_by_key(model_type, changes, key):
 def test_unknown_families_are_refused(model_type):
     with pytest.raises(PenjingError, match="no model family"):
         family(model_type)
+
+
+JUNK = (None, -1, 0, 3, 1 << 70, 0.5, float("nan"), float("inf"), "", "x", [], [None], [[]], {}, {"x": 1}, True)
+
+
+def test_no_nonsense_in_a_config_escapes_as_anything_but_a_penjing_error(tiny):
+    config = json.loads((tiny.path / "config.json").read_text())
+    rope = config["rope_parameters"]
+    more = dict.fromkeys(("rope_scaling", "rope_theta", "partial_rotary_factor", "original_max_position_embeddings"))
+    for key in config | more:
+        for junk in JUNK:
+            outcome_of(config | {key: junk})
+    for key in rope:
+        for junk in JUNK:
+            outcome_of(config | {"rope_parameters": rope | {key: junk}})
+
+
+def outcome_of(config):
+    try:
+        arch = family(config["model_type"]).architecture(config)
+        arch.validate(where="test")
+        assert len(list(family(config["model_type"]).parts(arch))) < 1e6
+    except PenjingError:
+        pass

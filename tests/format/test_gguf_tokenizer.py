@@ -112,6 +112,14 @@ def test_bos_where_nothing_is_said(name, adds):
     assert (found.encode("a").ids[0] == found.token_to_id("<|im_start|>")) is adds
 
 
+@pytest.mark.parametrize(("name", "whole"), [("llama-bpe", True), ("qwen2", False)])
+def test_a_whole_word_is_looked_up_before_merging(name, whole):
+    fields = byte_level_fields(trained(CUTS["gpt-2"]), name, add_bos_token=False)
+    fields["tokenizer.ggml.tokens"][-1] = "xyxyxyx"  # no merges lead to it
+    fields["tokenizer.ggml.token_type"][-1] = 1
+    assert (len(opened(fields).encode("xyxyxyx").ids) == 1) is whole
+
+
 PIECES = ["▁", *"abcdefghij", "▁a", "ab", "bc", "abc", "cd", "▁ab", "de", "cde", "aa", "▁▁", "hij", "hi", "ij", "é"]
 
 

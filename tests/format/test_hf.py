@@ -58,6 +58,13 @@ def test_float64_is_read_and_written_smaller(tmp_path):
     np.testing.assert_array_equal(opened.read("a"), A)
 
 
+def test_float8_is_refused(tmp_path):
+    header = json.dumps({"a": {"dtype": "F8_E4M3", "shape": [4], "data_offsets": [0, 4]}}).encode()
+    folder(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
+    refused(tmp_path, "F8_E4M3 weights are not supported")
+
+
 @pytest.mark.parametrize(
     ("files", "template"),
     [
