@@ -130,8 +130,9 @@ void bench_activate(const Kernels& k, pj_activation act, const char* label) {
 
 int main(int argc, char** argv) {
   const Kernels& k = penjing::kernels();
-  const Kernels& oracle = *penjing::available_kernels(&argc)[0];
-  const std::string only = argv[1] ? argv[1] : "";
+  int num_tables;
+  const Kernels& oracle = *penjing::available_kernels(&num_tables)[0];
+  const std::string only = argc > 1 ? argv[1] : "";
   const auto wanted = [&](const char* name) { return only.empty() || only == name; };
   constexpr size_t kBeyondCache = 96u << 20;
   int32_t sink;
