@@ -231,14 +231,14 @@ def round_floats(weight: NDArray[np.float32], kind: str, *, where: str = "") -> 
             half = weight.astype(np.float16)
         if not np.isfinite(half).all():
             largest = np.abs(weight).max()
-            raise PenjingError(f"{largest:g} is too large for float16", where=where, attempt="--set float_kind=bf16")
+            raise PenjingError(f"{largest:g} is too large for float16", where=where, attempt="bf16 instead of f16")
         return half
     bits = weight.view(np.uint32)
     # half a unit of the last kept place, less one where that place is even, carries into it exactly when it should
     rounded: NDArray[np.uint16] = ((bits + (0x7FFF + (bits >> 16 & 1))) >> 16).astype(np.uint16)
     if ((rounded & 0x7F80) == 0x7F80).any():
         largest = np.abs(weight).max()
-        raise PenjingError(f"{largest:g} is too large for bfloat16", where=where, attempt="--set float_kind=f32")
+        raise PenjingError(f"{largest:g} is too large for bfloat16", where=where, attempt="f32 instead of bf16")
     return rounded
 
 

@@ -203,8 +203,6 @@ def _quantize_part(
             quantized = apply(choice.method, choice.spec, torch.from_numpy(weight_OI), importance_I)
             shard.write_codes(part.name, _packed(quantized, choice.layout, part.name), rows.start // LANES)
             shipped_OI = quantized.dequantize().numpy()
-            if part.add:
-                shipped_OI -= np.float32(part.add)
             for begin, end in _runs(index[rows]):
                 shard.write(part.source, shipped_OI[begin:end], int(index[rows.start + begin]))
     return index

@@ -173,6 +173,11 @@ def test_bfloat16_is_rounded_to_nearest_even(value):
     assert found.view(np.int16)[0] == wanted.view(torch.int16).item()
 
 
+def test_halves_go_to_the_even_bfloat16():
+    ties = np.array([0x3F808000, 0x3F818000, 0x3F80FFFF, 0xBF808000, 0xBF818000], np.uint32).view(np.float32)
+    assert round_floats(ties, "bf16").tolist() == [0x3F80, 0x3F82, 0x3F81, 0xBF80, 0xBF82]
+
+
 def test_floats_that_do_not_fit_are_told():
     layout = Layout(kind="f16", rows=1, cols=2)
     pack_float(layout, np.array([[65504, -65504]], np.float32))
