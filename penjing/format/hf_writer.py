@@ -5,7 +5,7 @@
     model.safetensors.index.json, config.json, generation_config.json, tokenizer.json, tokenizer_config.json, …
     penjing.json                       "layouts": {name: Layout}, "base": the model that it all began with
 
-Weights are rounded to the parent's dtype; codes are exact. For SmolLM2-135M at 4 and 8 bits, perplexity from the rounded
+Weights are rounded to the parent's dtype; codes are exact. For SmolLM2-135M at 4 and 8 bits, perplexity from rounded
 floats is +0.01% (float16) and -0.08% (bfloat16) of that from the codes, so float32 would only cost disk.
 
 A run that is killed leaves `OUT.partial` with whole shards only, and `progress.json` saying which of them are
