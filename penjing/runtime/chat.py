@@ -13,7 +13,7 @@ import jinja2
 from penjing.errors import PenjingError
 from penjing.runtime.generate import Decoder, Generation, Result, Tokenizer, generate
 from penjing.runtime.sampling import Sampler
-from penjing.runtime.template_sandbox import FILENAME, MOST_SECONDS, Budget, LimitError, Sandbox, deadline
+from penjing.runtime.template_sandbox import FILENAME, MOST_SECONDS, LimitError, Sandbox, limits
 
 Message = dict[str, Any]
 
@@ -42,7 +42,7 @@ class ChatTemplate:
         self._special = {"bos_token": bos, "eos_token": eos}
         sandbox = Sandbox()
         try:
-            with deadline(MOST_SECONDS):
+            with limits(MOST_SECONDS):
                 code = sandbox.compile(template, filename=FILENAME)
         except (jinja2.TemplateError, LimitError, RecursionError, SyntaxError, OverflowError, MemoryError) as error:
             raise _refused(f"cannot be read: {error or type(error).__name__}") from error
@@ -53,8 +53,8 @@ class ChatTemplate:
         names = {"tools": None, "documents": None} | self._special | variables
         names |= {"messages": list(messages), "add_generation_prompt": add_generation_prompt}
         try:
-            with deadline(MOST_SECONDS):
-                return self._template.render(names | {"penjing_budget": Budget()})
+            with limits(MOST_SECONDS):
+                return self._template.render(names)
         except jinja2.exceptions.SecurityError as error:
             raise _refused(f"tries to leave its sandbox: {error}") from error
         except LimitError as error:

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from datetime import datetime
 from types import FrameType
 from typing import Any
@@ -84,7 +85,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
     def call(self, context: Context, obj: Any, /, *args: Any, **kwargs: Any) -> Any:
         owner, name = getattr(obj, "__self__", None), getattr(obj, "__name__", "")
         if isinstance(owner, str) and name == "replace":
-            return _replace(owner, *args, **kwargs)
+            return _replace(owner, *args, **{key: kwargs[key] for key in kwargs.keys() & {"count"}})
         if isinstance(owner, str) and name == "join":
             return _join(args[0], owner)
         return super().call(context, obj, *args, **kwargs)
@@ -150,22 +151,28 @@ def deadline(seconds: float) -> Iterator[None]:
         sys.settrace(previous)
 
 
-class Budget:
-    """Characters that one rendering may still print, into its result or into a variable."""
+#: characters that the rendering under way may still print, into its result or into a variable
+_left: ContextVar[int] = ContextVar("penjing_left", default=MOST_CHARS)
 
-    def __init__(self) -> None:
-        self.left = MOST_CHARS
 
-    def spend(self, text: str) -> None:
-        self.left -= len(text)
-        if self.left < 0:
-            raise LimitError(f"prints more than {MOST_CHARS} characters")
+@contextmanager
+def limits(seconds: float) -> Iterator[None]:
+    """One rendering: its time and what it prints are bounded."""
+    token = _left.set(MOST_CHARS)
+    try:
+        with deadline(seconds):
+            yield
+    finally:
+        _left.reset(token)
 
 
 @jinja2.pass_context
 def _count(context: Context, value: Any) -> str:
+    """Count what is printed. It takes a context so that Jinja does not print constants while it compiles."""
     text = value if isinstance(value, str) else str(value)
-    context["penjing_budget"].spend(text)
+    _left.set(_left.get() - len(text))
+    if _left.get() < 0:
+        raise LimitError(f"prints more than {MOST_CHARS} characters")
     return text
 
 

@@ -195,6 +195,7 @@ def test_a_reader_that_goes_away_is_no_error(packed_talker):
         process.wait(60)
     assert "Traceback" not in error
     assert "Exception" not in error
+    assert process.returncode == 141  # as a shell reports a process that SIGPIPE ended
 
 
 def test_ctrl_c_says_how_to_go_on(talker, tmp_path):

@@ -40,7 +40,8 @@ TEMPLATES = {
 """,
     "macro": "{% macro say(m, n=1) %}<{{ m.role }}{{ n }}>"
     "{{ m.content.replace('a', 'aa').split('?')[0] }}{% endmacro %}"
-    "{% for m in messages %}{{ say(m, loop.index) }}{% if m.tool_calls %}{{ m.tool_calls | tojson }}"
+    "{% for m in messages %}{{ say(m, loop.index) }}{{ m.content.replace(' ', '_', 1) }}"
+    "{{ '+'.join([m.role, 'x']) }}{% if m.tool_calls %}{{ m.tool_calls | tojson }}"
     "{{ m.tool_calls[0] | tojson(indent=2) }}{% endif %}{% endfor %}",
     "filters": "{% set body %}{% for m in messages %}{{ m.content }}|{% endfor %}{% endset %}{{ body | length }}"
     "{{ messages | map(attribute='role') | join(', ') }}{{ messages[0].content | indent(3, true) }}"
@@ -69,13 +70,7 @@ def test_renders_as_transformers_does(name, add_generation_prompt):
 
 
 GROW = "{% set ns = namespace(s='" + "x" * 64 + "') %}{% for i in range(60) %}"
-HOSTILE = {
-    "loops": "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
-    "loops over text": "{% set a = 'x' * 9999 %}"
-    + "".join("{% for v in a %}".replace("v", f"v{n}") for n in range(5))
-    + "{% endfor %}" * 5,
-    "prints": "{% for a in range(99999) %}{% for b in range(99999) %}" + "x" * 500 + "{% endfor %}{% endfor %}",
-    "prints into a variable": "{% set t %}{% for a in range(99999) %}" + "x" * 5000 + "{% endfor %}{% endset %}",
+GROWING = {
     "multiplies": "{{ 'x' * 99999999999 }}",
     "multiplies lists": "{{ ([0] * 99999999999) | length }}",
     "multiplies what it got": "{{ messages[0].content * 99999999999 }}",
@@ -87,6 +82,14 @@ HOSTILE = {
     "doubles by a filter": GROW + "{% set ns.s = ns.s | replace('x', 'xx') %}{% endfor %}",
     "doubles by joining": GROW + "{% set ns.s = ns.s.join([ns.s, ns.s]) %}{% endfor %}",
     "joins": GROW + "{% set ns.s = [ns.s, ns.s] | join %}{% endfor %}",
+    "prints": "{% for a in range(99999) %}{% for b in range(99999) %}" + "x" * 500 + "{% endfor %}{% endfor %}",
+    "prints into a variable": "{% set t %}{% for a in range(99999) %}" + "x" * 5000 + "{% endfor %}{% endset %}",
+}
+HOSTILE = GROWING | {
+    "loops": "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
+    "loops over text": "{% set a = 'x' * 9999 %}"
+    + "".join("{% for v in a %}".replace("v", f"v{n}") for n in range(5))
+    + "{% endfor %}" * 5,
     "powers": "{{ 9 ** 9 ** 9 ** 9 }}",
     "large numbers": "{% set ns = namespace(n=10) %}{% for i in range(60) %}{% set ns.n = ns.n * ns.n %}{% endfor %}",
     "formats": "{{ '%999999999999d' % 1 }}",
@@ -99,15 +102,13 @@ HOSTILE = {
     "globals": "{{ raise_exception.__globals__['sys'].exit() }}",
     "attr filter": "{{ ('' | attr('__class__')).mro() }}",
     "map": "{{ [''] | map(attribute='__class__.__mro__') | list }}",
-    "namespace": "{% set ns = namespace() %}{% set ns.__class__ = 1 %}{{ ns.__class__.__init__.__globals__ }}",
+    "namespace": "{% set ns = namespace() %}{% set ns.__class__ = 1 %}",
+    "namespace from the start": "{% set ns = namespace(_a=1) %}",
     "format string": "{{ '{0.__class__.__init__}'.format(raise_exception) }}",
     "changes its input": "{{ messages.clear() }}",
     "environment": "{{ self.__init__.__globals__ }}",
     "method by item": "{{ '{:>999999999999}'['format'](1) }}",
     "imports": "{% include '/etc/passwd' %}",
-    "budget": "{{ penjing_budget.__init__.__globals__ }}",
-    "raises its budget": "{% set penjing_budget = namespace(left=1) %}"
-    "{% for i in range(99999) %}{{ 'x' * 9999 }}{% endfor %}",
     "syntax": "{% for %}",
     "unknown filter": "{{ 1 | nothing }}",
     "wrong type": "{{ messages[0].content + 1 }}",
@@ -121,9 +122,11 @@ def test_hostile_templates_end_in_an_error(name, monkeypatch):
     monkeypatch.setattr("penjing.runtime.chat.MOST_SECONDS", 0.5)
     turns = [dict(turn) for turn in TURNS]
     start = time.monotonic()
-    with pytest.raises(PenjingError, match="the chat template"):
+    with pytest.raises(PenjingError, match="the chat template") as caught:
         print(ChatTemplate(HOSTILE[name]).render(turns)[:300])
     assert time.monotonic() - start < 5
+    if name in GROWING:  # stopped by what it wants to build, before the clock or the machine's memory stop it
+        assert "characters" in caught.value.fact
     assert turns == TURNS
 
 

@@ -102,6 +102,13 @@ def test_every_token_can_be_drawn_and_none_beyond(size):
     assert sampling._pick(weight, np.nextafter(1.0, 0.0)) == size - 1
 
 
+@pytest.mark.parametrize("size", [256, 300, 512])
+def test_rounding_never_draws_beyond_the_end(size):
+    for seed in range(50):
+        weight = np.random.default_rng(seed).random(size, dtype=np.float32)
+        assert sampling._pick(weight, np.nextafter(1.0, 0.0)) < size
+
+
 def test_a_token_of_no_weight_is_never_drawn():
     weight = np.zeros(600, dtype=np.float32)
     weight[[300, 301]] = 1e-30, 1.0
