@@ -118,16 +118,16 @@ class Tiny:
 
     name: str
     path: Path
-    token_T: np.ndarray
-    logit_TV: np.ndarray
+    token_T: np.ndarray  # noqa: N815
+    logit_TV: np.ndarray  # noqa: N815
     model: Any
 
     def tolerance(self) -> float:
         """Rounding of float32 through the layers, for either side.
 
-        A dot product of n terms is off by at most n * eps of the sum of their magnitudes, and a path through a layer has
-        two, of the hidden and of the inner size; magnitudes are about those of the logits, as every weight matrix keeps
-        them. The window's softmax adds little beside it.
+        A dot product of n terms is off by at most n * eps of the sum of their magnitudes, and a path through a layer
+        has two, of the hidden and of the inner size; magnitudes are about those of the logits, as every weight matrix
+        keeps them. The window's softmax adds little beside it.
         """
         config = self.model.config
         terms = config.num_hidden_layers * (config.hidden_size + config.intermediate_size) + config.hidden_size
