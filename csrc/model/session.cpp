@@ -79,12 +79,15 @@ Workspace Session::take_workspace(int num_columns) {
   Workspace out;
   out.x = arena_.take<float>(columns * model.hidden_size);
   out.normed = arena_.take<float>(columns * model.hidden_size);
-  for (QuantizedColumns& quantized : out.quantized) {
-    quantized.code = arena_.take<int8_t>(columns * codes);
-    quantized.scale = arena_.take<float>(columns * groups);
-    quantized.sum = arena_.take<int32_t>(columns * groups);
-  }
+  for (QuantizedColumns& quantized : out.quantized) quantized = take_columns(columns, codes, groups);
+  const size_t head_groups = static_cast<size_t>(model.head.num_groups);
+  out.head = take_columns(2 * columns, head_groups * model.head.stride, head_groups);
   return out;
+}
+
+QuantizedColumns Session::take_columns(size_t columns, size_t codes, size_t groups) {
+  return {arena_.take<int8_t>(columns * codes), arena_.take<float>(columns * groups),
+          arena_.take<int32_t>(columns * groups)};
 }
 
 void Session::take_rope_tables() {

@@ -27,6 +27,7 @@ struct Workspace {
   float* x;       // [column][hidden] residual stream
   float* normed;  // [column][hidden]
   QuantizedColumns quantized[kMaxVariants];
+  QuantizedColumns head;  // [2 * column], see Pass::prepare_head
 };
 
 struct ThreadBuffers {
@@ -72,6 +73,7 @@ struct Session {
  private:
   void lay_out();
   Workspace take_workspace(int columns);
+  QuantizedColumns take_columns(size_t columns, size_t codes, size_t groups);
   void take_rope_tables();
   void take_cache();
   void fill_rope_tables();

@@ -8,7 +8,7 @@ G inputs of a group, H query heads, K key-value heads, D entries of a head, R ro
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 import numpy as np
@@ -29,6 +29,13 @@ def round_activations(x: Array, group_size: int) -> Array:
     codes = np.rint(x_G / step)
     rounded: Array = (codes * step).reshape(x.shape)
     return rounded
+
+
+def round_head_input(x: Array, group_size: int) -> Array:
+    """The same in two rounds, the second for what the first left over: what the engine's head reads."""
+    first = round_activations(x, group_size)
+    both: Array = first + round_activations(x - first, group_size)
+    return both
 
 
 def linear(x_TI: Array, weight_OI: Array, bias_O: Array | None = None) -> Array:
@@ -135,7 +142,7 @@ class Decoder:
         for n in range(arch.num_layers):
             x = self._layer(n, x, positions)
         head = "embed" if arch.tied else "head"
-        logits: Array = self._linear(head, self._norm("final_norm", x)) * self.dtype(arch.logit_scale)
+        logits: Array = self._linear(head, self._norm("final_norm", x), round_head_input) * self.dtype(arch.logit_scale)
         return logits
 
     def _layer(self, n: int, x: Array, positions: NDArray[np.int64]) -> Array:
@@ -188,8 +195,8 @@ class Decoder:
     def _rms(self, name: str, x: Array) -> Array:
         return rms_norm(x, self.weights[name], self.architecture.norm_eps)
 
-    def _linear(self, name: str, x_TI: Array) -> Array:
+    def _linear(self, name: str, x_TI: Array, rounding: Callable[[Array, int], Array] = round_activations) -> Array:
         group_size = self.rounded.get(name)
         if group_size:
-            x_TI = round_activations(x_TI, group_size)
+            x_TI = rounding(x_TI, group_size)
         return linear(x_TI, self.weights[name], self.weights.get(name + ".bias"))

@@ -1,0 +1,321 @@
+// The decoder's layers. Every thread runs Pass::run on the same columns; they meet at barriers. What a thread writes
+// depends only on sizes, and kernels give the same bits however work is shared, so results do not depend on threads.
+#pragma once
+#include <algorithm>
+#include <atomic>
+#include <initializer_list>
+
+#include "model/session.h"
+#include "ops/range.h"
+
+namespace penjing {
+
+// One call of pj_forward, seen by all threads.
+struct Call {
+  const int32_t* tokens;
+  int num_tokens;
+  float* logits;
+  int num_logits;
+  bool cancelled = false;  // written by thread 0, read by all after the next barrier
+  std::atomic<bool> not_finite{false};
+};
+
+// One block of columns on one thread. A column is a token at a position; all of them share the session's cache.
+class Pass {
+ public:
+  Pass(Session& session, Call& call, int thread, int first, int num_columns)
+      : session_(session),
+        model_(session.model),
+        kernels_(session.kernels),
+        call_(call),
+        buffers_(session.threads[static_cast<size_t>(thread)]),
+        thread_(thread),
+        first_(first),
+        num_columns_(num_columns),
+        alone_(num_columns <= kOwnColumns),
+        mine_(alone_ ? Range{0, num_columns} : split(num_columns, session.team.size(), thread)),
+        work_(alone_ ? buffers_.own : session.shared) {}
+
+  void run() {
+    embed();
+    for (size_t n = 0; n < model_.layers.size(); ++n) {
+      layer(n);
+      if (call_.cancelled) return;
+    }
+    finish();
+  }
+
+ private:
+  using Matrices = std::initializer_list<const Matrix*>;
+
+  Session& session_;
+  const Model& model_;
+  const Kernels& kernels_;
+  Call& call_;
+  ThreadBuffers& buffers_;
+  const int thread_;
+  const int first_;  // this block's first token in the call
+  const int num_columns_;
+  const bool alone_;  // every thread prepares all columns in buffers of its own
+  const Range mine_;  // columns that this thread prepares
+  const Workspace& work_;
+  const float* input_ = nullptr;  // [column][cols] what linear() reads now, and its codes:
+  QuantizedColumns quantized_[kMaxVariants];
+  int group_size_[kMaxVariants];
+  int num_variants_ = 0;
+
+  float* column(float* base, int width, int c) const { return base + static_cast<size_t>(c) * width; }
+
+  void barrier() { session_.team.barrier(); }
+
+  Range share(int count) const { return split(count, session_.team.size(), thread_); }
+
+  void embed() {
+    const int hidden = model_.hidden_size;
+    for (int c = mine_.begin; c < mine_.end; ++c) {
+      float* x = column(work_.x, hidden, c);
+      kernels_.read_row(model_.embed, call_.tokens[first_ + c], x);
+      if (model_.embedding_scale != 1.0f) scale(x, model_.embedding_scale, hidden);
+    }
+  }
+
+  void layer(size_t n) {
+    const Layer& layer = model_.layers[n];
+    attention(n, layer);
+    if (!model_.parallel) absorb(session_.attn_out, layer.attn_post_norm);
+    mlp(layer);
+    if (model_.parallel) absorb(session_.attn_out, layer.attn_post_norm);
+    absorb(session_.mlp_out, layer.mlp_post_norm);
+  }
+
+  void attention(size_t n, const Layer& layer) {
+    prepare_normed(layer.attn_norm, {&layer.q, &layer.k, &layer.v});
+    linear_qkv(layer);
+    barrier();
+    if (model_.qk_norm == QkNorm::kFull) {
+      norm_all_heads(layer);
+      barrier();
+    }
+    rotate_and_store(n, layer);
+    barrier();
+    attend(n, layer);
+    barrier();
+    prepare(session_.attended, model_.q_size(), {&layer.o});
+    linear(layer.o, share(layer.o.num_panels), session_.attn_out);
+    barrier();
+  }
+
+  void mlp(const Layer& layer) {
+    if (present(layer.gate)) {
+      prepare_normed(layer.mlp_norm, {&layer.gate, &layer.up});
+    } else {
+      prepare_normed(layer.mlp_norm, {&layer.up});
+    }
+    gate_up(layer);
+    barrier();
+    prepare(session_.activated, model_.intermediate_size, {&layer.down});
+    linear(layer.down, share(layer.down.num_panels), session_.mlp_out);
+    if (thread_ == 0) call_.cancelled = session_.cancelled.load(std::memory_order_relaxed);
+    barrier();
+  }
+
+  void norm(const Norm& norm, const float* x, int size, float* y) {
+    if (model_.layer_norm) {
+      kernels_.layer_norm(x, norm.weight, norm.bias, size, model_.norm_eps, y);
+    } else {
+      kernels_.rms_norm(x, norm.weight, size, model_.norm_eps, y);
+    }
+  }
+
+  void scale(float* x, float factor, int size) {
+    for (int i = 0; i < size; ++i) x[i] *= factor;
+  }
+
+  // The norm of this thread's columns of the residual stream becomes the input of `readers`.
+  void prepare_normed(const Norm& weights, Matrices readers) {
+    if (!present(weights)) return prepare(work_.x, model_.hidden_size, readers);
+    norm_columns(weights, mine_);
+    prepare(work_.normed, model_.hidden_size, readers);
+  }
+
+  void norm_columns(const Norm& weights, Range columns) {
+    const int hidden = model_.hidden_size;
+    for (int c = columns.begin; c < columns.end; ++c) {
+      norm(weights, column(work_.x, hidden, c), hidden, column(work_.normed, hidden, c));
+    }
+  }
+
+  // x [column][cols] becomes the input of `readers`, quantized once for each group size among them.
+  void prepare(const float* x, int cols, Matrices readers) { prepare(x, cols, readers, mine_); }
+
+  void prepare(const float* x, int cols, Matrices readers, Range columns) {
+    input_ = x;
+    num_variants_ = 0;
+    for (const Matrix* m : readers) {
+      if (m->kind != PJ_CODES || variant(m->group_size) >= 0) continue;
+      quantized_[num_variants_] = work_.quantized[num_variants_];
+      group_size_[num_variants_] = m->group_size;
+      const QuantizedColumns out = from_column(quantized_[num_variants_], *m, columns.begin);
+      if (!columns.empty()) {
+        const float* from = x + static_cast<size_t>(columns.begin) * cols;
+        kernels_.quantize_columns(from, columns.size(), cols, m->group_size, out);
+      }
+      ++num_variants_;
+    }
+    if (!alone_) barrier();
+  }
+
+  int variant(int group_size) const {
+    for (int i = 0; i < num_variants_; ++i) {
+      if (group_size_[i] == group_size) return i;
+    }
+    return -1;
+  }
+
+  static QuantizedColumns from_column(const QuantizedColumns& x, const Matrix& reader, int column) {
+    const size_t groups = static_cast<size_t>(column) * reader.num_groups;
+    return {x.code + groups * reader.stride, x.scale + groups, x.sum + groups};
+  }
+
+  // Panels of one matrix times the prepared columns from `begin` on; y [column][ld_y] starts at the first panel.
+  void multiply(const Matrix& m, int begin, int num_columns, float* y, size_t ld_y) {
+    if (m.kind == PJ_CODES) {
+      const QuantizedColumns x = from_column(quantized_[variant(m.group_size)], m, begin);
+      kernels_.linear_codes(m, 0, m.num_panels, x, num_columns, y, ld_y, buffers_.scratch);
+    } else {
+      const float* x = input_ + static_cast<size_t>(begin) * m.cols;
+      kernels_.linear_float(m, 0, m.num_panels, x, num_columns, y, ld_y);
+    }
+  }
+
+  void linear(const Matrix& m, Range panels, float* y) {
+    if (panels.empty()) return;
+    const size_t ld = static_cast<size_t>(m.num_panels) * PJ_LANES;
+    multiply(panels_of(m, panels.begin, panels.end), 0, num_columns_, y + panels.begin * PJ_LANES, ld);
+  }
+
+  // The three matrices' panels are shared out as one run, so that few panels still split evenly.
+  void linear_qkv(const Layer& layer) {
+    const int num_q = layer.q.num_panels, num_k = layer.k.num_panels, num_v = layer.v.num_panels;
+    const Range panels = share(num_q + num_k + num_v);
+    const auto part = [&](int first, int count) {
+      const Range own = intersect(panels, {first, first + count});
+      return Range{own.begin - first, own.end - first};
+    };
+    linear(layer.q, part(0, num_q), session_.q);
+    linear(layer.k, part(num_q, num_k), session_.k);
+    linear(layer.v, part(num_q + num_k, num_v), session_.v);
+  }
+
+  void gate_up(const Layer& layer) {
+    const int inner = model_.intermediate_size, ld = padded(inner);
+    const Range panels = share(layer.up.num_panels);
+    linear(layer.up, panels, session_.up);
+    if (present(layer.gate)) linear(layer.gate, panels, session_.gate);
+    const Range rows = intersect({panels.begin * PJ_LANES, panels.end * PJ_LANES}, {0, inner});
+    if (rows.empty()) return;
+    for (int c = 0; c < num_columns_; ++c) {
+      const float* up = column(session_.up, ld, c) + rows.begin;
+      const float* gate = present(layer.gate) ? column(session_.gate, ld, c) + rows.begin : nullptr;
+      float* out = column(session_.activated, inner, c) + rows.begin;
+      kernels_.activate(model_.activation, gate ? gate : up, gate ? up : nullptr, rows.size(), out);
+    }
+  }
+
+  void norm_all_heads(const Layer& layer) {
+    const int q_size = model_.q_size(), kv_size = model_.kv_size();
+    const Range columns = share(num_columns_);
+    for (int c = columns.begin; c < columns.end; ++c) {
+      float* q = column(session_.q, padded(q_size), c);
+      float* k = column(session_.k, padded(kv_size), c);
+      kernels_.rms_norm(q, layer.q_norm.weight, q_size, model_.norm_eps, q);
+      kernels_.rms_norm(k, layer.k_norm.weight, kv_size, model_.norm_eps, k);
+    }
+  }
+
+  // Work is a key-value head with its queries, in a column; a thread takes neighbouring columns of a head.
+  void rotate_and_store(size_t n, const Layer& layer) {
+    const int dim = model_.head_dim, group = model_.queries_per_kv();
+    const Range work = share(model_.num_kv_heads * num_columns_);
+    for (int i = work.begin; i < work.end; ++i) {
+      const int kv = i / num_columns_, c = i % num_columns_;
+      const int position = session_.length + first_ + c;
+      float* key = column(session_.k, padded(model_.kv_size()), c) + kv * dim;
+      const float* value = column(session_.v, padded(model_.kv_size()), c) + kv * dim;
+      rotate(layer, layer.k_norm, position, key);
+      kernels_.store_kv(session_.kv_head(n, kv), dim, position, key, value);
+      for (int j = 0; j < group; ++j) {
+        float* query = column(session_.q, padded(model_.q_size()), c) + (kv * group + j) * dim;
+        rotate(layer, layer.q_norm, position, query);
+        scale(query, model_.attention_scale, dim);
+      }
+    }
+  }
+
+  void rotate(const Layer& layer, const Norm& weights, int position, float* head) {
+    if (model_.qk_norm == QkNorm::kHead) {
+      kernels_.rms_norm(head, weights.weight, model_.head_dim, model_.norm_eps, head);
+    }
+    if (layer.rope < 0) return;
+    const RopeTable& table = session_.ropes[static_cast<size_t>(layer.rope)];
+    const size_t row = static_cast<size_t>(position) * (table.rotary_dim / 2);
+    kernels_.rope(head, table.cos + row, table.sin + row, table.rotary_dim);
+  }
+
+  void attend(size_t n, const Layer& layer) {
+    if (num_columns_ == 1) {
+      attend_one_column(n, layer);
+    } else {
+      attend_columns(n, layer);
+    }
+  }
+
+  // Decode: the heads of one column that share keys and values are the queries.
+  void attend_one_column(size_t n, const Layer& layer) {
+    const int dim = model_.head_dim, group = model_.queries_per_kv();
+    const Range heads = share(model_.num_heads);
+    for (int head = heads.begin; head < heads.end;) {
+      const int kv = head / group;
+      const int next = std::min(heads.end, (kv + 1) * group);
+      const size_t offset = static_cast<size_t>(head) * dim;
+      kernels_.attend(session_.kv_head(n, kv), dim, session_.q + offset, dim, session_.positions, next - head,
+                      layer.window, session_.attended + offset, dim, buffers_.scratch);
+      head = next;
+    }
+  }
+
+  // Prefill: neighbouring columns of one head are the queries. Later blocks see more keys, so they are dealt in turn.
+  void attend_columns(size_t n, const Layer& layer) {
+    const int dim = model_.head_dim, q_size = model_.q_size();
+    const int num_blocks = (num_columns_ + kQueryBlock - 1) / kQueryBlock;
+    for (int i = thread_; i < num_blocks * model_.num_heads; i += session_.team.size()) {
+      const int head = i % model_.num_heads, begin = i / model_.num_heads * kQueryBlock;
+      const int count = std::min(kQueryBlock, num_columns_ - begin);
+      kernels_.attend(session_.kv_head(n, head / model_.queries_per_kv()), dim,
+                      column(session_.q, padded(q_size), begin) + head * dim, padded(q_size),
+                      session_.positions + begin, count, layer.window,
+                      column(session_.attended, q_size, begin) + head * dim, q_size, buffers_.scratch);
+    }
+  }
+
+  // Residual: x += residual_scale * post_norm(out), for this thread's columns. out is [column][padded hidden].
+  void absorb(float* out, const Norm& post_norm) {
+    const int hidden = model_.hidden_size;
+    for (int c = mine_.begin; c < mine_.end; ++c) {
+      const float* branch = column(out, padded(hidden), c);
+      if (present(post_norm)) {
+        float* normed = column(work_.normed, hidden, c);
+        norm(post_norm, branch, hidden, normed);
+        branch = normed;
+      }
+      kernels_.add_scaled(branch, model_.residual_scale, hidden, column(work_.x, hidden, c));
+    }
+  }
+
+  // head.cpp
+  void finish();
+  void prepare_head(Range columns);
+  void write_logits(Range wanted, float* logits);
+};
+
+}  // namespace penjing
