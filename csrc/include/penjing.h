@@ -36,6 +36,7 @@ extern "C" {
 #define PJ_API
 #endif
 
+/* clang-format off */
 typedef enum { PJ_OK = 0, PJ_BAD_ARGUMENT = 1, PJ_OUT_OF_MEMORY = 2, PJ_CANCELLED = 3, PJ_NOT_FINITE = 4, PJ_CONTEXT_FULL = 5 } pj_status;
 typedef enum { PJ_ABSENT = 0, PJ_CODES = 1, PJ_F32 = 2, PJ_F16 = 3, PJ_BF16 = 4 } pj_kind;
 typedef enum { PJ_SILU = 0, PJ_GELU = 1, PJ_GELU_TANH = 2 } pj_activation;
@@ -117,6 +118,7 @@ PJ_API double pj_probe_int8(int num_threads, int repeats);
 /* One matrix product with the kernels in use, for tests and benches: y[num_columns][rows] = W x + bias. */
 PJ_API int pj_linear(const pj_matrix* matrix, const float* x, int num_columns, int num_threads, float* y);
 
+/* clang-format on */
 #ifdef __cplusplus
 }
 #endif

@@ -66,6 +66,9 @@ class GgufFile:
             raise PenjingError("there is no token_embd.weight", where=str(path), attempt="a GGUF file of a whole model")
         tied = "output.weight" not in header.tensors
         self.config = hf_config(header.fields, vocab_size=embedding.shape[0], tied=tied, factors=factors)
+        licence = header.fields.get("general.license")
+        if isinstance(licence, str):
+            self.config["license"] = licence
         self.generation = generation_config(header.fields)
         template = header.fields.get("tokenizer.chat_template")
         self.chat_template = template if isinstance(template, str) else None

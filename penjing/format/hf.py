@@ -51,9 +51,8 @@ class HuggingFaceFolder:
         for file in self.files:
             self._add(SafetensorsFile(file))
         self._check_index()
-        self._code_file_of = {
-            name: file for file in map(SafetensorsFile, sorted(path.glob(CODES_GLOB))) for name in file.tensors
-        }
+        self._code_files = sorted(path.glob(CODES_GLOB))
+        self._code_file_of = {name: file for file in map(SafetensorsFile, self._code_files) for name in file.tensors}
         self.layouts = self._read_layouts()
 
     def read(self, tensor: str, rows: slice | None = None) -> NDArray[np.float32]:
@@ -71,7 +70,7 @@ class HuggingFaceFolder:
         return found
 
     def weights_digest(self) -> bytes:
-        return files_digest(self.files)
+        return files_digest([*self.files, *self._code_files])
 
     def _add(self, file: SafetensorsFile) -> None:
         for name, spec in file.tensors.items():

@@ -98,6 +98,4 @@ def test_loss_of_rows_adds_up_to_the_loss_of_all():
     expected = 0.5 * float((importance.output_KO.T @ importance.input_KI * error_OI.square()).sum())
     assert importance.loss(error_OI) == pytest.approx(expected, rel=1e-5)
     assert sum(importance.loss(error_OI[r], r) for r in rows) == pytest.approx(expected, rel=1e-5)
-    assert torch.allclose(
-        importance.mean_input_I(), (importance.output_KO.T @ importance.input_KI).mean(0), rtol=1e-5
-    )
+    assert torch.allclose(importance.mean_input_I(), (importance.output_KO.T @ importance.input_KI).mean(0), rtol=1e-5)
