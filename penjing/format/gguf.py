@@ -7,6 +7,7 @@ rope turns neighbours (llama, granite, smollm3), the fused tensor of gptneox, an
 from __future__ import annotations
 
 import os
+import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,6 +59,7 @@ class GgufFile:
             self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
             raise os_error(error, path) from error
+        weakref.finalize(self, os.close, self._descriptor)
         factors = {
             name: self._read(tensor).tolist() for name, tensor in header.tensors.items() if name in _ROPE_TENSORS
         }
@@ -96,11 +98,6 @@ class GgufFile:
 
     def weights_digest(self) -> bytes:
         return files_digest(self.files)
-
-    def __del__(self) -> None:
-        descriptor = getattr(self, "_descriptor", -1)
-        if descriptor >= 0:
-            os.close(descriptor)
 
     def _kind(self, tensor: GgufTensor) -> str:
         return str(self._gguf.GGMLQuantizationType(tensor.kind).name)

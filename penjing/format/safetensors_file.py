@@ -15,6 +15,7 @@ import json
 import math
 import mmap
 import os
+import weakref
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -90,6 +91,7 @@ class SafetensorsFile:
             self._descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
             raise os_error(error, self.path) from error
+        self._close_descriptor = weakref.finalize(self, os.close, self._descriptor)
         try:
             self._stamp = self._stat()
             self._read_header()
@@ -155,9 +157,8 @@ class SafetensorsFile:
     def close(self) -> None:
         """Close the file. Views that are still held stay valid; the map goes with the last of them."""
         self._map = None
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
+        self._close_descriptor()  # once, whoever calls
+        self._descriptor = -1
 
     def __enter__(self) -> Self:
         return self
@@ -166,10 +167,6 @@ class SafetensorsFile:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-    def __del__(self) -> None:
-        if getattr(self, "_descriptor", -1) >= 0:
-            self.close()
 
     def _stat(self) -> tuple[int, int]:
         status = os.fstat(self._descriptor)

@@ -37,8 +37,8 @@ from penjing.stages.quantize import quantize
 from penjing.tensors.statistics import Importance
 
 WINDOW = 512  # tokens
-CALIBRATION_WINDOWS = 16
-HELD_OUT_WINDOWS = 24
+CALIBRATION_WINDOWS = 12
+HELD_OUT_WINDOWS = 16
 _HEADER_BYTES = 192 << 10  # a first guess at what a file holds beside its tensors; the packed file corrects it
 _RECORD_BYTES = 8 << 10  # that the proof will add to the header at most
 _ATTEMPTS = 4

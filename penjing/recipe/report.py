@@ -122,12 +122,13 @@ def page(title: str, records: Sequence[Record], packed: Packed | None, notes: Se
 
 
 def before_and_after(records: Sequence[Record]) -> tuple[Record, Record]:
-    """What was measured first and what was measured last, of work that finished."""
+    """The first of the fullest measurements of a parent, and the last of a result, of work that finished."""
     done = [record for record in records if not record.get("failed")]
-    befores = [found for record in done if _measured(found := _dict(record.get("before")))]
-    afters = [found for record in done if _measured(found := _dict(record.get("after")))]
+    befores = [found for record in done if _num_measured(found := _dict(record.get("before")))]
+    afters = [found for record in done if _num_measured(found := _dict(record.get("after")))]
     after = afters[-1] if afters else {}
-    return (befores[0] if befores else afters[0] if len(afters) > 1 else {}), after
+    fullest = max(befores, key=_num_measured, default=afters[0] if len(afters) > 1 else {})
+    return fullest, after
 
 
 def number(record: Record, *keys: str) -> float | None:
@@ -138,8 +139,8 @@ def number(record: Record, *keys: str) -> float | None:
     return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
 
 
-def _measured(found: Record) -> bool:
-    return any(number(found, *measure.keys) is not None for measure in SUMMARY)
+def _num_measured(found: Record) -> int:
+    return sum(number(found, *measure.keys) is not None for measure in SUMMARY)
 
 
 def _dict(value: Any) -> Record:

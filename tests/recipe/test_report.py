@@ -174,6 +174,8 @@ def test_before_is_the_first_and_after_the_last_that_finished() -> None:
     records = [{"after": first}, {"after": state(2, 2.0), "failed": "no"}, {"after": last}, {"after": {"note": 1}}]
     assert before_and_after(records) == (first, last)
     assert before_and_after(records[:1]) == ({}, first)
+    stages = [{"before": {"bits_per_weight": 8.0}, "after": last}, {"before": first, "after": last}]
+    assert before_and_after(stages) == (first, last)  # a stage that measured little does not hide one that measured all
     assert before_and_after([]) == ({}, {})
 
 
