@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,7 +40,7 @@ from penjing.tensors.statistics import Importance
 WINDOW = 512  # tokens
 CALIBRATION_WINDOWS = 12
 HELD_OUT_WINDOWS = 16
-_HEADER_BYTES = 192 << 10  # a first guess at what a file holds beside its tensors; the packed file corrects it
+_HEADER_BYTES_A_MATRIX = 400  # a first guess: names, layout, settings; the packed file corrects it
 _RECORD_BYTES = 8 << 10  # that the proof will add to the header at most
 _ATTEMPTS = 4
 _SLACK = 0.005  # bytes left unused, as a fraction, that are not worth another attempt
@@ -132,7 +133,9 @@ def _make(
     """Choose, quantize and pack, until the packed file is within the bytes."""
     possible = options(parent, importances, progress=progress)
     vectors = 4 * sum(parent.architecture.norm_sizes().values())
-    beside = _HEADER_BYTES + vectors + len(parent.tokenizer_json or "") // 3
+    beside = (
+        _HEADER_BYTES_A_MATRIX * len(possible) + vectors + len(zlib.compress((parent.tokenizer_json or "").encode()))
+    )
     for _ in range(_ATTEMPTS):
         chosen = _choose(possible, limits, beside)
         overrides = [(name, dict(option.settings)) for name, option in chosen.items()]

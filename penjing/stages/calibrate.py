@@ -5,19 +5,20 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from penjing.checkpoint import Checkpoint
 from penjing.data.text import Windows
-from penjing.errors import PenjingError
+from penjing.format.families import Part
 from penjing.format.safetensors_file import SafetensorsFile, SafetensorsWriter, TensorSpec
 from penjing.measure import torch_model
 from penjing.stages import Progress
-from penjing.tensors.statistics import Importance, importances
+from penjing.tensors.statistics import Importance, importances, weight_names
 
 _KEY = "calibration"
 
@@ -34,30 +35,29 @@ def calibrate(
     if known is not None:
         return known
     tokens_WT = torch.from_numpy(calibration.tokens_WT.astype(np.int64))
-    by_tensor = importances(torch_model.load(parent), tokens_WT, seed=seed, progress=progress)
+    model = torch_model.load(parent)
+    by_weight = importances(model, tokens_WT, seed=seed, progress=progress)
     found = {}
     for part in parent.parts():
         if part.name in parent.architecture.matrix_shapes():
-            whole = by_tensor[part.source]
+            whole = by_weight[_weight_name(model, part, by_weight)]
             rows = slice(None) if part.rows is None else part.rows
             found[part.name] = dataclasses.replace(whole, output_KO=whole.output_KO[:, rows])
-    _check(found, parent)
     _write(cache, digest, found)
     return found
 
 
+def _weight_name(model: Any, part: Part, known: Iterable[str]) -> str:
+    """The model's own name of a tensor: transformers renames heads, and what stands before the layers."""
+    if part.name in ("embed", "head"):
+        module = model.get_input_embeddings() if part.name == "embed" else model.get_output_embeddings()
+        return weight_names(model)[module]
+    within = part.source[part.source.index("layers.") :]
+    return next(name for name in known if name.endswith(within))
+
+
 def _digest(parent: Checkpoint, calibration: Windows, seed: int) -> str:
     return hashlib.sha256(json.dumps([parent.digest, calibration.digest, seed]).encode()).hexdigest()
-
-
-def _check(found: Mapping[str, Importance], parent: Checkpoint) -> None:
-    for name, importance in found.items():
-        if not (importance.output_KO.isfinite().all() and importance.input_KI.isfinite().all()):
-            raise PenjingError(
-                "gradients are not finite: the model overflows or holds NaN",
-                where=f"{name} of {parent.name}",
-                attempt="penjing measure on the parent, or other calibration text",
-            )
 
 
 def _write(path: Path, digest: str, found: Mapping[str, Importance]) -> None:

@@ -24,6 +24,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from penjing.errors import PenjingError
+
 Progress = Callable[[str, int, int], None]
 
 
@@ -74,6 +76,12 @@ def importances(
 
 def _backward_of_sampled_labels(model: Any, tokens_T: Tensor, generator: torch.Generator) -> None:
     logit_TV = model(input_ids=tokens_T[None], use_cache=False).logits[0]
+    if not logit_TV.isfinite().all():
+        raise PenjingError(
+            "logits that are not finite: the model overflows or holds NaN",
+            where="calibration",
+            attempt="penjing measure on the parent, or other calibration text",
+        )
     with torch.no_grad():
         label_T = torch.multinomial(logit_TV.softmax(dim=-1), 1, generator=generator)[:, 0]
     nll = nn.functional.cross_entropy(logit_TV, label_T, reduction="sum")
@@ -85,7 +93,7 @@ class _Collector:
 
     def __init__(self, model: Any) -> None:
         self._sums: dict[Any, tuple[Tensor, Tensor]] = {}
-        self._names = _weight_names(model)
+        self._names = weight_names(model)
         self._handles = []
         for module in self._names:
             rows, cols = module.weight.shape
@@ -140,7 +148,7 @@ def _floored(row_sum_O: Tensor) -> Tensor:
     return row_sum_O.clamp_min(0.01 * float(row_sum_O.mean()))
 
 
-def _weight_names(model: Any) -> dict[Any, str]:
+def weight_names(model: Any) -> dict[Any, str]:
     """The name under which each module's weight is stored: that of the first module that has it."""
     first: dict[int, str] = {}
     return {
