@@ -14,13 +14,13 @@ check() {
   echo "$model: $found; $(tail -n 1 <<< "$log")"
 }
 
-check core2duo scalar      # 2006: SSSE3
-check Nehalem scalar       # 2008: SSE4.2
-check SandyBridge scalar   # 2011: AVX without AVX2
-check Haswell "scalar avx2"
+check core2duo scalar             # 2006: SSSE3
+check Nehalem "scalar sse41"      # 2008
+check SandyBridge "scalar sse41"  # 2011: AVX without AVX2
+check Haswell "scalar sse41 avx2"
 
 # Inline functions that the compiler did not inline are shared by all object files: one that is compiled for a newer
 # instruction set could be the copy that everybody runs. So the kernels' files have none.
-objects=$(find "$(dirname "$tests")" -path '*penjing_core*' -name 'avx*.o')
+objects=$(find "$(dirname "$tests")" -path '*penjing_core*' '(' -name 'avx*.o' -o -name 'sse*.o' ')')
 shared=$(nm -C --defined-only $objects | grep -E ' [WVu] ' | grep -v DW.ref || true)
 [[ -z $shared ]] || { echo "functions that other object files may run:"; echo "$shared"; exit 1; }
