@@ -5,13 +5,10 @@
 #include <unistd.h>
 
 #include <cerrno>
-#include <cstdio>
 #include <cstring>
 #include <memory>
-#include <new>
-#include <stdexcept>
 
-#include "ops/error.h"
+#include "ops/guard.h"
 #include "penjing_reader.h"
 #include "reader/model_file.h"
 
@@ -60,23 +57,9 @@ class Map {
 
 thread_local char last_error[256] = "";
 
-int report(int status, const char* sentence) {
-  std::snprintf(last_error, sizeof last_error, "%s", sentence);
-  return status;
-}
-
 template <class Body>
 int guarded(Body body) noexcept {
-  try {
-    body();
-    return PJ_OK;
-  } catch (const Error& error) {
-    return report(error.status, error.what());
-  } catch (const std::bad_alloc&) {
-    return report(PJ_OUT_OF_MEMORY, "out of memory");
-  } catch (const std::exception& error) {
-    return report(PJ_BAD_ARGUMENT, error.what());
-  }
+  return guarded_by(last_error, body);
 }
 
 }  // namespace
