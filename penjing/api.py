@@ -16,13 +16,15 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 from penjing.checkpoint import Checkpoint, open_checkpoint
 from penjing.errors import PenjingError
 from penjing.format.architecture import Architecture
 
 if TYPE_CHECKING:
+    from typing import Self  # Python 3.11
+
     from tokenizers import Tokenizer
 
     from penjing.data.text import Corpus

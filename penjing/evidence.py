@@ -30,7 +30,7 @@ _PACKAGES = ("penjing", "numpy", "safetensors", "tokenizers", "torch", "transfor
 
 
 def _now() -> str:
-    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,9 +11,12 @@ import fcntl
 import os
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING
 
 from penjing.errors import PenjingError
+
+if TYPE_CHECKING:
+    from typing import Self  # Python 3.11
 
 
 def os_error(error: OSError, path: Path) -> PenjingError:

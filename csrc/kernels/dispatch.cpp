@@ -5,7 +5,9 @@
 
 #include "kernels/tables.h"
 
-#if defined(__aarch64__) && defined(__linux__)
+#if defined(__x86_64__)
+#include <cpuid.h>
+#elif defined(__aarch64__) && defined(__linux__)
 #include <asm/hwcap.h>
 #include <sys/auxv.h>
 #endif
@@ -13,12 +15,21 @@
 namespace penjing {
 namespace {
 
-constexpr int kMaxTables = 4;
+constexpr int kMaxTables = 5;
 
 struct Tables {
   const Kernels* table[kMaxTables];
   int count;
 };
+
+#if defined(__x86_64__)
+// Compilers learned the name of AVX-VNNI late: leaf 7.1, EAX bit 4. Whether the system keeps the registers is what
+// "avx2" says.
+bool has_avxvnni() {
+  unsigned eax, ebx, ecx, edx;
+  return __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) && (eax >> 4 & 1);
+}
+#endif
 
 Tables find_tables() {
   Tables found = {{&kScalarKernels}, 1};
@@ -27,7 +38,11 @@ Tables find_tables() {
   const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
                       __builtin_cpu_supports("avx512vnni");
+  if (__builtin_cpu_supports("sse4.1")) found.table[found.count++] = &kSse41Kernels;
   if (avx2) found.table[found.count++] = &kAvx2Kernels;
+#if defined(PENJING_AVXVNNI)
+  if (avx2 && has_avxvnni()) found.table[found.count++] = &kAvxVnniKernels;
+#endif
   if (avx2 && avx512) found.table[found.count++] = &kAvx512VnniKernels;
 #elif defined(__aarch64__)
 #if defined(__linux__)

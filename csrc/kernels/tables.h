@@ -10,7 +10,9 @@ constexpr int kMaxTilePanels = 2;  // panels unpacked into scratch at once
 constexpr int kMaxQueryTile = 4;   // queries that share a load of keys and values
 
 extern const Kernels kScalarKernels;
+extern const Kernels kSse41Kernels;
 extern const Kernels kAvx2Kernels;
+extern const Kernels kAvxVnniKernels;
 extern const Kernels kAvx512VnniKernels;
 extern const Kernels kNeonKernels;
 

@@ -1,15 +1,13 @@
 // The C ABI: exceptions become a status and a sentence, nothing else happens here.
 #include <algorithm>
-#include <cstdio>
 #include <memory>
-#include <new>
-#include <system_error>
 #include <vector>
 
 #include "model/model.h"
 #include "model/probe.h"
 #include "model/session.h"
 #include "ops/error.h"
+#include "ops/guard.h"
 #include "ops/range.h"
 
 struct pj_model {
@@ -31,29 +29,9 @@ constexpr int kMaxContext = 1 << 24;  // positions are exact as float32
 
 thread_local char last_error[256] = "";
 
-int report(int status, const char* sentence) {
-  std::snprintf(last_error, sizeof last_error, "%s", sentence);
-  return status;
-}
-
 template <class Body>
 int guarded(Body body) noexcept {
-  try {
-    body();
-    return PJ_OK;
-  } catch (const Error& error) {
-    return report(error.status, error.what());
-  } catch (const std::bad_alloc&) {
-    return report(PJ_OUT_OF_MEMORY, "out of memory");
-  } catch (const std::length_error&) {
-    return report(PJ_OUT_OF_MEMORY, "out of memory");
-  } catch (const std::system_error&) {
-    return report(PJ_OUT_OF_MEMORY, "cannot start that many threads");
-  } catch (const std::exception& error) {
-    return report(PJ_BAD_ARGUMENT, error.what());
-  } catch (...) {
-    return report(PJ_BAD_ARGUMENT, "unknown problem");
-  }
+  return penjing::guarded_by(last_error, body);
 }
 
 void check_threads(int num_threads) {

@@ -2,6 +2,7 @@
 #pragma once
 #include <cstdio>
 #include <cstring>
+#include <mutex>
 #include <string>
 #include <vector>
 
@@ -17,7 +18,9 @@ inline Counts& counts() {
   return all;
 }
 
-inline void check(bool ok, const std::string& what) {
+inline void check(bool ok, const std::string& what) {  // from any thread
+  static std::mutex mutex;
+  const std::lock_guard<std::mutex> lock(mutex);
   ++(ok ? counts().passed : counts().failed);
   if (!ok && counts().failed <= 20) std::printf("FAILED %s\n", what.c_str());
 }

@@ -200,6 +200,45 @@ void check_all_halves(const Tables& tables) {
   }
 }
 
+// One rounding, where two (a sum in double first, as an emulation is tempted to) come out elsewhere; overflow, and what
+// is below the smallest normal float.
+void check_fused(const Tables& tables) {
+  struct Fused {
+    float a, b, c, expected;  // a b + c
+  };
+  constexpr float kUlp = 0x1p-23f, kHalfUlp = 0x1p-24f, kMost = std::numeric_limits<float>::max();
+  const Fused cases[] = {
+      {kHalfUlp * (1 + kUlp), 1 - kUlp, 1 + kUlp, 1 + kUlp},   // 2^-70 below the middle of two floats
+      {-kHalfUlp * (1 + kUlp), 1 - kUlp, 1 + kUlp, 1 + kUlp},  // 2^-70 above the middle
+      {kHalfUlp * (1 + kUlp), 1 - kUlp, -(1 + kUlp), -(1 + kUlp)},
+      {-kHalfUlp * (1 + kUlp), 1 - kUlp, -(1 + kUlp), -(1 + kUlp)},
+      {kHalfUlp, 1, 1 + kUlp, 1 + 2 * kUlp},  // the middle: to even
+      {1 + kUlp, 1 + kUlp, -(1 + 2 * kUlp), 0x1p-46f},
+      {kMost, 2, -kMost, kMost},
+      {kMost, kMost, 1, kInfinity},
+      {kMost, kMost, -kInfinity, -kInfinity},
+      {0x1p-100f, 0x1p-49f, 0, 0x1p-149f},
+      {0x1p-100f, 0x1p-50f, 0x1p-149f, 0x1p-148f},  // the middle again: to even
+      {0x1p-100f, 0x1p-51f, 0x1p-149f, 0x1p-149f},
+  };
+  for (const Kernels* k : tables) {
+    for (const Fused& f : cases) {
+      float weight[32] = {}, out[16];
+      weight[0] = f.c;
+      weight[16] = f.a;
+      const float x[] = {1.0f, f.b};
+      Matrix w{};
+      w.kind = PJ_F32;
+      w.data = reinterpret_cast<const uint8_t*>(weight);
+      w.rows = w.num_panels = 1;
+      w.cols = 2;
+      w.panel_bytes = sizeof weight;
+      k->linear_float(w, 0, 1, x, 1, out, 16);
+      check(same(out[0], f.expected), std::string(k->name) + " rounds once");
+    }
+  }
+}
+
 // Codes, scale and sum of one column against the contract.
 void check_quantize(const Tables& tables, const std::vector<float>& x, int group, const std::string& what) {
   const int cols = static_cast<int>(x.size()), groups = cols / group, stride = (group + 15) / 16 * 16;
@@ -274,6 +313,7 @@ void test_linear(const Tables& tables) {
       }
     }
   }
+  check_fused(tables);
   check_all_halves(tables);
   check_quantizes(tables);
 }

@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,9 @@ from penjing.files import AtomicFile
 from penjing.format.architecture import Architecture
 from penjing.format.pack import Layout
 from penjing.format.safetensors_file import SafetensorsFile, SafetensorsWriter, TensorSpec, encode_header
+
+if TYPE_CHECKING:
+    from typing import Self  # Python 3.11
 
 FORMAT: Final = "penjing"
 VERSION: Final = "1"

@@ -24,7 +24,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +33,9 @@ from penjing.errors import PenjingError
 from penjing.files import lock, os_error, sync_folder, write_file
 from penjing.format.pack import FLOAT_DTYPES, Layout, round_floats
 from penjing.format.safetensors_file import SafetensorsWriter, TensorSpec
+
+if TYPE_CHECKING:
+    from typing import Self  # Python 3.11
 
 PROGRESS: Final = "progress.json"
 LAYOUTS: Final = "penjing.json"

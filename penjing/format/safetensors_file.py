@@ -19,7 +19,7 @@ import weakref
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +27,9 @@ from safetensors import SafetensorError, safe_open
 
 from penjing.errors import PenjingError
 from penjing.files import AtomicFile, os_error
+
+if TYPE_CHECKING:
+    from typing import Self  # Python 3.11
 
 #: how each dtype is seen by numpy; BF16 and the 8-bit floats have no numpy type and are seen as their bits
 VIEWS: Final[dict[str, np.dtype[Any]]] = {

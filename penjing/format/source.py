@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 from penjing.errors import PenjingError
 from penjing.files import os_error
 
+_READ_BYTES: Final = 1 << 20
+
 
 @dataclass(frozen=True)
 class TensorInfo:
@@ -60,7 +62,10 @@ def files_digest(files: Iterable[Path]) -> bytes:
     for file in files:
         try:
             with file.open("rb") as stream:
-                total.update(hashlib.file_digest(stream, "sha256").digest())
+                one = hashlib.sha256()
+                while piece := stream.read(_READ_BYTES):
+                    one.update(piece)
+                total.update(one.digest())
         except OSError as error:
             raise os_error(error, file) from error
     return total.digest()

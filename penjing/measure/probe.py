@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import tomllib
+import sys
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,11 @@ from penjing.errors import PenjingError
 from penjing.evidence import device, num_cores
 from penjing.files import write_file
 from penjing.runtime import binding
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 #: larger than the caches of any machine penjing is for
 BUFFER_BYTES = 512 << 20

@@ -173,7 +173,10 @@ def _find() -> Path:
 
 
 def isa() -> str:
-    """The kernels in use: "scalar", "avx2", "avx512vnni" or "neon". Raises PenjingError if PENJING_ISA cannot run."""
+    """The kernels in use: "scalar", "sse41", "avx2", "avxvnni", "avx512vnni" or "neon".
+
+    Raises PenjingError if PENJING_ISA names some that cannot run here.
+    """
     name = library().pj_isa()
     if name is None:
         raise PenjingError(last_error(), where="environment", attempt="unset PENJING_ISA")

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Literal, Self
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,9 @@ from penjing.format.container import TOKENIZER, Container, open_container
 from penjing.format.pack import Layout
 from penjing.runtime import binding
 from penjing.runtime.model import Model
+
+if TYPE_CHECKING:
+    from typing import Self  # Python 3.11
 
 KvKind = Literal["f16", "f32"]
 _INT32: Final = np.iinfo(np.int32)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +56,7 @@ def layouts(arch: Architecture) -> dict[str, Layout]:
     return {name: Layout(rows=r, cols=c, **ways[n % len(ways)]) for n, (name, (r, c)) in enumerate(shapes)}
 
 
-def tensors(arch: Architecture, seed: int = 0) -> Iterator[tuple[str, Any]]:
+def tensors(arch: Architecture, seed: int = 0, biases: Collection[str] = BIASES) -> Iterator[tuple[str, Any]]:
     generator = np.random.default_rng(seed)
     for name, layout in layouts(arch).items():
         if layout.kind == "codes":
@@ -69,8 +69,50 @@ def tensors(arch: Architecture, seed: int = 0) -> Iterator[tuple[str, Any]]:
             packed = pack_float(layout, generator.standard_normal((layout.rows, layout.cols), dtype=np.float32))
         yield from ((f"{name}.{suffix}", array) for suffix, array in packed.items())
     sizes = bias_sizes(arch)
-    for name, size in [*arch.norm_sizes().items(), *((bias, sizes[bias]) for bias in BIASES)]:
+    for name, size in [*arch.norm_sizes().items(), *((bias, sizes[bias]) for bias in biases)]:
         yield name, generator.standard_normal(size, dtype=np.float32)
+
+
+def write_tiny(path: Path, **changes: Any) -> None:
+    """A file of a few kB; `changes` are arguments of write_container that differ."""
+    arch = changes.get("architecture", architecture())
+    biases = changes.get("biases", BIASES)
+    arguments: dict[str, Any] = {
+        "architecture": arch,
+        "layouts": layouts(arch),
+        "tensors": tensors(arch, biases=biases),
+        "biases": biases,
+        "tokenizer_json": '{"version": "1.0", "text": "盆景"}',
+        "chat_template": CHAT_TEMPLATE,
+        "generation": {"temperature": 0.5},
+        "provenance": {"name": "tiny"},
+        "evidence": [{"stage": "pack"}],
+    }
+    write_container(path, **(arguments | changes))
+
+
+#: fields of `architecture` that differ, so that together the files have every norm and every bias
+SEEDS: dict[str, dict[str, Any]] = {
+    "heads": {"post_norm": True, "activation": "gelu_tanh", "embedding_scale": 4.0},
+    "tied": {"tied": True, "qk_norm": "none", "bos_token_id": 1},
+    "parallel": {"norm": "layer", "parallel": True, "gated": False, "activation": "gelu"},
+    "full": {"qk_norm": "full", "pre_norm": False, "post_norm": True, "ropes": (), "layer_rope": (-1, -1)},
+}
+
+
+def write_seeds(folder: Path) -> list[Path]:
+    """A file for each of SEEDS."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, changes in SEEDS.items():
+        arch = architecture(**changes)
+        write_tiny(folder / f"{name}.penjing", architecture=arch, biases=sorted(bias_sizes(arch)))
+    return [folder / f"{name}.penjing" for name in SEEDS]
+
+
+@pytest.fixture(scope="session")
+def seeds(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Files of every norm, every kind of layout, biases wherever they may be."""
+    return write_seeds(tmp_path_factory.mktemp("seeds"))
 
 
 @pytest.fixture
@@ -78,19 +120,7 @@ def make_container(tmp_path: Path) -> Callable[..., Path]:
     """make_container(name, **arguments of write_container that differ) -> path."""
 
     def make(name: str = "tiny.penjing", **changes: Any) -> Path:
-        arch = changes.get("architecture", architecture())
-        arguments: dict[str, Any] = {
-            "architecture": arch,
-            "layouts": layouts(arch),
-            "tensors": tensors(arch),
-            "biases": BIASES,
-            "tokenizer_json": '{"version": "1.0", "text": "盆景"}',
-            "chat_template": CHAT_TEMPLATE,
-            "generation": {"temperature": 0.5},
-            "provenance": {"name": "tiny"},
-            "evidence": [{"stage": "pack"}],
-        }
-        write_container(tmp_path / name, **(arguments | changes))
+        write_tiny(tmp_path / name, **changes)
         return tmp_path / name
 
     return make

@@ -1,0 +1,211 @@
+// The engine through its C ABI on a tiny random model, for the sanitizers: the same bytes for every number of threads
+// and every split of a prompt, sessions side by side, a cancel from another thread, errors that leave a session usable,
+// and 1000 openings whose memory comes back (LeakSanitizer counts it at the end).
+#include <atomic>
+#include <cstdio>
+#include <memory>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "penjing.h"
+#include "tests/check.h"
+#include "tests/random_matrix.h"
+
+namespace penjing {
+namespace {
+
+constexpr int kVocab = 101, kHidden = 48, kInner = 80, kLayers = 3, kHeads = 4, kKvHeads = 2, kHeadDim = 12;
+constexpr int kContext = 400;
+constexpr int kThreadCounts[] = {1, 2, 3, 5};
+
+// Owns what a pj_model_desc points to.
+class TinyModel {
+ public:
+  explicit TinyModel(uint64_t seed) : random_(seed), inv_freq_{1.0f, 0.2f, 0.05f, 0.01f, 0.003f, 0.001f} {
+    layers_.resize(kLayers);
+    for (int i = 0; i < kLayers; ++i) {
+      const int bits[] = {4, 3, 8};
+      pj_layer& layer = layers_[static_cast<size_t>(i)];
+      layer = {};
+      layer.attn_norm = {norm(kHidden), nullptr};
+      layer.mlp_norm = {norm(kHidden), nullptr};
+      layer.q = codes(kHeads * kHeadDim, kHidden, bits[i], 24, true);
+      layer.k = codes(kKvHeads * kHeadDim, kHidden, bits[i], 48, false);
+      layer.v = codes(kKvHeads * kHeadDim, kHidden, 6, 16, false);
+      layer.o = codes(kHidden, kHeads * kHeadDim, bits[i], 48, false);
+      layer.gate = codes(kInner, kHidden, 5, 24, false);
+      layer.up = codes(kInner, kHidden, bits[i], 24, false);
+      layer.down = codes(kHidden, kInner, 2, 80, true);
+      layer.rope = i == 1 ? -1 : 0;
+      layer.window = i == 2 ? 9 : 0;
+    }
+    desc_.struct_size = sizeof desc_;
+    desc_.vocab_size = kVocab;
+    desc_.hidden_size = kHidden;
+    desc_.intermediate_size = kInner;
+    desc_.num_layers = kLayers;
+    desc_.num_heads = kHeads;
+    desc_.num_kv_heads = kKvHeads;
+    desc_.head_dim = kHeadDim;
+    desc_.norm_eps = 1e-5f;
+    desc_.attention_scale = 0.3f;
+    desc_.embedding_scale = desc_.residual_scale = desc_.logit_scale = 1.0f;
+    desc_.num_ropes = 1;
+    desc_.ropes[0] = {inv_freq_.data(), 2 * static_cast<int32_t>(inv_freq_.size()), 1.0f};
+    desc_.embed = codes(kVocab, kHidden, 8, 48, false);
+    desc_.final_norm = {norm(kHidden), nullptr};
+    desc_.layers = layers_.data();
+    check(pj_model_create(&desc_, &model_) == PJ_OK, std::string("the model opens: ") + pj_last_error());
+  }
+  ~TinyModel() { pj_model_free(model_); }
+  TinyModel(const TinyModel&) = delete;
+  TinyModel& operator=(const TinyModel&) = delete;
+
+  const pj_model* model() const { return model_; }
+  const pj_model_desc& description() const { return desc_; }
+
+ private:
+  pj_matrix codes(int rows, int cols, int bits, int group_size, bool bias) {
+    matrices_.push_back(std::make_unique<RandomMatrix>(random_, rows, cols, bits, group_size, bits % 2 == 0, bias));
+    const Matrix& m = matrices_.back()->matrix;
+    return {m.data, m.scales, m.zeros, m.bias, PJ_CODES, rows, cols, bits, group_size, 0};
+  }
+  const float* norm(int size) {
+    norms_.push_back(std::make_unique<std::vector<float>>(size));
+    for (float& weight : *norms_.back()) weight = 1.0f + 0.2f * random_.normal();
+    return norms_.back()->data();
+  }
+
+  Random random_;
+  std::vector<float> inv_freq_;
+  std::vector<std::unique_ptr<RandomMatrix>> matrices_;
+  std::vector<std::unique_ptr<std::vector<float>>> norms_;
+  std::vector<pj_layer> layers_;
+  pj_model_desc desc_ = {};
+  pj_model* model_ = nullptr;
+};
+
+struct SessionFree {
+  void operator()(pj_session* session) const { pj_session_free(session); }
+};
+using OpenSession = std::unique_ptr<pj_session, SessionFree>;
+
+OpenSession open(const TinyModel& model, int threads, int context = kContext) {
+  pj_session* session = nullptr;
+  check(pj_session_create(model.model(), context, threads, PJ_F16, &session) == PJ_OK, "a session opens");
+  return OpenSession(session);
+}
+
+std::vector<int32_t> prompt_of(int length) {
+  Random random(7);
+  std::vector<int32_t> tokens(static_cast<size_t>(length));
+  for (int32_t& token : tokens) token = random.below(kVocab);
+  return tokens;
+}
+
+// Logits of every token, given in pieces of so many at a time.
+std::vector<float> logits_of(pj_session* session, const std::vector<int32_t>& tokens, int piece) {
+  std::vector<float> logits = poisoned(tokens.size() * kVocab);
+  for (int at = 0, count = static_cast<int>(tokens.size()); at < count; at += piece) {
+    const int now = std::min(piece, count - at);
+    const int status = pj_forward(session, tokens.data() + at, now, logits.data() + at * kVocab, now);
+    check(status == PJ_OK, std::string("a pass: ") + pj_last_error());
+  }
+  return logits;
+}
+
+void test_same_bytes(const TinyModel& model) {
+  const std::vector<int32_t> tokens = prompt_of(150);  // more than one block of columns
+  const std::vector<float> expected = logits_of(open(model, 1).get(), tokens, 1);
+  for (int threads : kThreadCounts) {
+    for (int piece : {1, 7, 128, 150}) {
+      check(same(logits_of(open(model, threads).get(), tokens, piece), expected),
+            std::to_string(threads) + " threads, " + std::to_string(piece) + " tokens at a time");
+    }
+  }
+}
+
+void test_side_by_side(const TinyModel& model) {
+  const std::vector<int32_t> tokens = prompt_of(60);
+  const std::vector<float> expected = logits_of(open(model, 1).get(), tokens, 60);
+  std::vector<std::vector<float>> got(3);
+  std::vector<std::thread> callers;
+  for (std::vector<float>& logits : got) {
+    callers.emplace_back([&] { logits = logits_of(open(model, 2).get(), tokens, 20); });
+  }
+  for (std::thread& caller : callers) caller.join();
+  for (const std::vector<float>& logits : got) check(same(logits, expected), "sessions side by side");
+}
+
+void test_cancel(const TinyModel& model, int threads) {
+  const std::vector<int32_t> tokens = prompt_of(kContext - 50), first = prompt_of(20);
+  const OpenSession session = open(model, threads);
+  logits_of(session.get(), first, 20);
+  std::atomic<bool> done{false};
+  std::thread canceller([&] {
+    while (!done.load()) pj_session_cancel(session.get());
+  });
+  int status = PJ_OK;
+  for (int attempt = 0; attempt < 50 && status == PJ_OK; ++attempt) {  // a slow start of the canceller may miss one
+    pj_session_truncate(session.get(), static_cast<int>(first.size()));
+    status = pj_forward(session.get(), tokens.data(), static_cast<int>(tokens.size()), nullptr, 0);
+  }
+  done.store(true);
+  canceller.join();
+  check(status == PJ_CANCELLED, "a cancel arrives");
+  check(pj_session_length(session.get()) == static_cast<int>(first.size()), "a cancelled pass leaves the length alone");
+  const OpenSession untouched = open(model, 1);
+  logits_of(untouched.get(), first, 20);
+  check(same(logits_of(session.get(), first, 5), logits_of(untouched.get(), first, 20)),
+        "it goes on as if nothing was");
+}
+
+void test_errors(const TinyModel& model) {
+  const OpenSession session = open(model, 2, 8), untouched = open(model, 2, 8);
+  const std::vector<int32_t> tokens = prompt_of(9);
+  const int32_t outside[] = {0, kVocab}, negative[] = {-1};
+  check(pj_forward(session.get(), tokens.data(), 9, nullptr, 0) == PJ_CONTEXT_FULL, "too many tokens");
+  check(pj_forward(session.get(), tokens.data(), 0, nullptr, 0) == PJ_BAD_ARGUMENT, "no tokens");
+  check(pj_forward(session.get(), outside, 2, nullptr, 0) == PJ_BAD_ARGUMENT, "a token past the vocabulary");
+  check(pj_forward(session.get(), negative, 1, nullptr, 0) == PJ_BAD_ARGUMENT, "a negative token");
+  check(pj_session_truncate(session.get(), 1) == PJ_BAD_ARGUMENT, "more kept than there is");
+  check(pj_session_length(session.get()) == 0, "errors leave the length alone");
+  const std::vector<int32_t> few(tokens.begin(), tokens.begin() + 8);
+  check(same(logits_of(session.get(), few, 8), logits_of(untouched.get(), few, 8)), "usable after errors");
+}
+
+void test_open_close(const TinyModel& model, int times) {
+  for (int i = 0; i < times; ++i) {
+    pj_model* again = nullptr;
+    pj_session* session = nullptr;
+    const int32_t token = i % kVocab;
+    const bool opened = pj_model_create(&model.description(), &again) == PJ_OK &&
+                        pj_session_create(again, 16, 1 + i % 3, i % 2 ? PJ_F16 : PJ_F32, &session) == PJ_OK;
+    if (!opened || pj_forward(session, &token, 1, nullptr, 0) != PJ_OK) check(false, "opening again");
+    pj_session_free(session);
+    pj_model_free(again);
+  }
+  pj_model* broken = nullptr;  // what is half made when it fails goes too
+  pj_model_desc desc = model.description();
+  desc.num_layers = kLayers;
+  desc.final_norm = {};
+  check(pj_model_create(&desc, &broken) == PJ_BAD_ARGUMENT && !broken, "a model without its last norm");
+}
+
+}  // namespace
+}  // namespace penjing
+
+int main() {
+  using namespace penjing;
+  std::printf("%s\n", pj_isa());
+  const TinyModel model(3);
+  if (counts().failed) return 1;
+  test_same_bytes(model);
+  test_side_by_side(model);
+  for (int threads : {1, 2, 4}) test_cancel(model, threads);
+  test_errors(model);
+  test_open_close(model, 1000);
+  std::printf("%d passed, %d failed\n", counts().passed, counts().failed);
+  return counts().failed ? 1 : 0;
+}
