@@ -9,12 +9,13 @@ CMAKE = $(BIN)/cmake -S . -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja)
 QUICK := -DCMAKE_CXX_FLAGS_RELEASE=-O1
 SEEDS := build/seeds
 FUZZ_SECONDS ?= 60
+PEERS := .venv-peers
 DEMO := demo/smollm2-python.penjing
 QUESTION ?= What does the zip function do in Python?
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: help setup demo test lint format docs csrc-test tsan-test fuzz isa-test aarch64-test edge wheel wheel-test \
-  bench bench-engine bench-kernels clean
+  bench bench-engine bench-peers bench-kernels clean
 
 help: ## These lines
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -98,7 +99,7 @@ edge: $(STAMP) ## build/edge/edge: a .penjing file without Python, see examples/
 	$(CMAKE) -B build/edge
 	$(BIN)/cmake --build build/edge --target edge
 
-bench: bench-engine bench-kernels ## All benches
+bench: bench-engine bench-peers bench-kernels ## All benches
 
 $(DEMO):
 	$(MAKE) demo
@@ -106,6 +107,20 @@ $(DEMO):
 bench-engine: $(STAMP) $(DEMO) ## Speed of the demo's model against this machine's limit
 	$(BIN)/penjing probe
 	$(BIN)/penjing measure $(DEMO) --what speed,memory
+
+# peers live in an environment of their own
+$(PEERS)/.installed:
+	$(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/python -m pip install --quiet xllamacpp
+	@touch $@
+
+build/uniform-%bit.penjing: $(STAMP)
+	@mkdir -p build
+	$(BIN)/penjing quantize smollm2-135m build/uniform-$*bit --force --set bits=$* --set group_size=32 --set embed:bits=8
+	$(BIN)/penjing pack build/uniform-$*bit $@ --force
+
+bench-peers: $(STAMP) $(DEMO) $(PEERS)/.installed build/uniform-4bit.penjing build/uniform-8bit.penjing ## Beside llama.cpp, in turns
+	$(BIN)/python scripts/bench.py $(DEMO) $(filter build/%,$^) --peer-python $(PEERS)/bin/python -o docs/results/speed.md
 
 bench-kernels: $(STAMP) ## Each kernel against what this machine can do
 	$(CMAKE) -B build/bench
