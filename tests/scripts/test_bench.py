@@ -1,4 +1,4 @@
-"""The bench's own arithmetic: turns, medians, ratios. Contestants are made up: timing is the bench's work, not a test's."""
+"""The bench's own arithmetic: turns, medians, ratios. Contestants are made up: a test times nothing."""
 
 import importlib.util
 import json
