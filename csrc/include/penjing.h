@@ -38,7 +38,7 @@ extern "C" {
 
 /* clang-format off */
 typedef enum { PJ_OK = 0, PJ_BAD_ARGUMENT = 1, PJ_OUT_OF_MEMORY = 2, PJ_CANCELLED = 3, PJ_NOT_FINITE = 4, PJ_CONTEXT_FULL = 5 } pj_status;
-typedef enum { PJ_ABSENT = 0, PJ_CODES = 1, PJ_F32 = 2, PJ_F16 = 3, PJ_BF16 = 4 } pj_kind;
+typedef enum { PJ_ABSENT = 0, PJ_CODES = 1, PJ_F32 = 2, PJ_F16 = 3, PJ_BF16 = 4, PJ_I8 = 5 } pj_kind;
 typedef enum { PJ_SILU = 0, PJ_GELU = 1, PJ_GELU_TANH = 2 } pj_activation;
 
 typedef struct {
@@ -98,8 +98,8 @@ PJ_API int pj_model_create(const pj_model_desc* desc, pj_model** out);
 PJ_API void pj_model_free(pj_model* model); /* its sessions first */
 
 /* A session holds num_sequences sequences of up to max_context tokens, numbered from 0, which know nothing of each
- * other. kv_kind: PJ_F32 or PJ_F16. All memory a session ever needs is allocated here; what a sequence does not use
- * is never touched. */
+ * other. kv_kind: PJ_F32, PJ_F16, or PJ_I8: 8-bit codes and a scale for each position and head. All memory a session
+ * ever needs is allocated here; what a sequence does not use is never touched. */
 PJ_API int pj_session_create(const pj_model* model, int max_context, int num_sequences, int num_threads, int kv_kind,
                              pj_session** out);
 PJ_API void pj_session_free(pj_session* session);

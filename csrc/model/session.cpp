@@ -107,12 +107,14 @@ void Session::take_rope_tables() {
 }
 
 void Session::take_cache() {
-  const size_t element = kv_kind == PJ_F32 ? 4 : 2;
   const size_t positions_padded = static_cast<size_t>(padded(max_context));
-  const size_t bytes = times(times(positions_padded, static_cast<size_t>(model.head_dim)), element);
+  const size_t elements = times(positions_padded, static_cast<size_t>(model.head_dim));
+  const size_t bytes = times(elements, kv_element_bytes(kv_kind)), scales = kv_kind == PJ_I8 ? positions_padded : 0;
   for (KvHead& head : kv) {
     head.keys = arena_.take<uint8_t>(bytes);
     head.values = arena_.take<uint8_t>(bytes);
+    head.key_scales = arena_.take<float>(scales);
+    head.value_scales = arena_.take<float>(scales);
     head.kind = kv_kind;
   }
 }
@@ -152,12 +154,15 @@ void fork(Session& session, int from, int to, int length) {
   if (length < 0 || length > held) fail(PJ_BAD_ARGUMENT, "cannot fork %d tokens of %d", length, held);
   session.lengths[static_cast<size_t>(check_sequence(session, to))] = length;
   if (from == to) return;
-  const size_t row = static_cast<size_t>(session.model.head_dim) * (session.kv_kind == PJ_F32 ? 4 : 2);
+  const size_t row = static_cast<size_t>(session.model.head_dim) * kv_element_bytes(session.kv_kind);
   const size_t num_heads = session.model.layers.size() * static_cast<size_t>(session.model.num_kv_heads);
   for (size_t i = 0; i < num_heads; ++i) {
     const KvHead &source = session.cache(from)[i], &target = session.cache(to)[i];
     std::memcpy(target.keys, source.keys, static_cast<size_t>(padded(length)) * row);
     std::memcpy(target.values, source.values, static_cast<size_t>(length) * row);
+    if (session.kv_kind != PJ_I8) continue;
+    std::memcpy(target.key_scales, source.key_scales, sizeof(float) * static_cast<size_t>(length));
+    std::memcpy(target.value_scales, source.value_scales, sizeof(float) * static_cast<size_t>(length));
   }
 }
 

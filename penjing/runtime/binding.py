@@ -26,6 +26,7 @@ CONTEXT_FULL: Final = 5
 
 ABSENT: Final = 0
 KINDS: Final = {"codes": 1, "f32": 2, "f16": 3, "bf16": 4}
+KV_KINDS: Final = {"f32": 2, "f16": 3, "i8": 5}
 ACTIVATIONS: Final = {"silu": 0, "gelu": 1, "gelu_tanh": 2}
 QK_NORMS: Final = {"none": 0, "head": 1, "full": 2}
 

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,8 +24,7 @@ from penjing.runtime.model import Model
 if TYPE_CHECKING:
     from typing import Self  # Python 3.11
 
-KvKind = Literal["f16", "f32"]
-KV_KINDS: Final = get_args(KvKind)
+KvKind = Literal["f16", "f32", "i8"]
 _INT32: Final = np.iinfo(np.int32)
 
 
@@ -38,8 +37,9 @@ class Limits(NamedTuple):
     kv: KvKind
 
     def check(self, where: str) -> None:
-        if self.kv not in KV_KINDS:
-            raise PenjingError(f"keys and values of kind {self.kv!r}", where=where, attempt=" or ".join(KV_KINDS))
+        if self.kv not in binding.KV_KINDS:
+            kinds = " or ".join(binding.KV_KINDS)
+            raise PenjingError(f"keys and values of kind {self.kv!r}", where=where, attempt=kinds)
         for name in ("context", "sequences", "threads"):
             if not 1 <= (value := getattr(self, name)) <= _INT32.max:
                 raise PenjingError(f"{name} is {value}", where=where, attempt=f"{name} of at least 1")
@@ -50,7 +50,8 @@ class Session:
 
     `context`: how many tokens one can hold. `sequences`: how many there are, numbered from 0, which know nothing of
     each other; where none is named it is the first. `threads`: all CPUs that this process may use by default; the
-    results do not depend on it. `kv`: how keys and values are kept.
+    results do not depend on it. `kv`: how keys and values are kept; i8 is 8-bit codes
+    with a scale for each position and head, half the memory of f16.
     Methods may be called from any thread; calls of one session wait for each other, except `cancel`.
     """
 
@@ -107,7 +108,7 @@ class Session:
         self._vocab_size = architecture.vocab_size
         limits.check(where)
         self._model = Model(architecture, layouts, tensors, where=where)
-        sizes = (limits.context, limits.sequences, limits.threads, binding.KINDS[limits.kv])
+        sizes = (limits.context, limits.sequences, limits.threads, binding.KV_KINDS[limits.kv])
         status = binding.library().pj_session_create(self._model.handle, *sizes, ctypes.byref(self._handle))
         binding.check(status, where=where)
 

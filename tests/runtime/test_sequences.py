@@ -39,7 +39,7 @@ def schedule(rng, lengths):
     return calls
 
 
-@pytest.mark.parametrize("kv", ["f16", "f32"])
+@pytest.mark.parametrize("kv", ["f16", "f32", "i8"])
 @pytest.mark.parametrize("threads", [1, 2, 3])
 @pytest.mark.parametrize("model", MODELS)
 def test_any_mix_gives_each_sequence_what_it_gets_alone(model, threads, kv):
@@ -71,7 +71,7 @@ def test_one_sequence_by_name():
     assert got.tobytes() == alone(tiny, [1, 2, 3]).tobytes()
 
 
-@pytest.mark.parametrize("kv", ["f16", "f32"])
+@pytest.mark.parametrize("kv", ["f16", "f32", "i8"])
 @pytest.mark.parametrize("kept", [0, 1, 15, 16, 17, 40])
 def test_a_fork_goes_on_as_if_it_had_been_told_the_beginning(kept, kv):
     tiny = MODELS["window"]

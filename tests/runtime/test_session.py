@@ -17,7 +17,7 @@ from penjing.format.architecture import Architecture, Rope
 from penjing.format.container import write_container
 from penjing.format.pack import Layout, pack_float
 from penjing.runtime import binding
-from penjing.runtime.reference import Decoder
+from penjing.runtime.reference import Decoder, round_cached
 from penjing.runtime.session import Session
 
 
@@ -34,6 +34,10 @@ def assert_close(got, tiny, tokens, **options):
     assert np.abs(got - exact).max() <= tolerance
 
 
+#: what each kind of cache does to keys and values
+KEPT = {"f32": None, "f16": np.float16, "i8": round_cached}
+
+
 @pytest.mark.parametrize("feature", FEATURES)
 def test_floats_match_the_reference(feature):
     tiny = Tiny(dataclasses.replace(BASE, **FEATURES[feature]))
@@ -42,7 +46,7 @@ def test_floats_match_the_reference(feature):
         assert_close(session.forward(tokens, len(tokens)), tiny, tokens)
 
 
-@pytest.mark.parametrize("kv", ["f16", "f32"])
+@pytest.mark.parametrize("kv", KEPT)
 @pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 8])
 def test_codes_match_the_reference_with_rounded_activations(bits, symmetric, kv):
@@ -50,7 +54,18 @@ def test_codes_match_the_reference_with_rounded_activations(bits, symmetric, kv)
     tokens = tiny.tokens(20)
     with tiny.session(kv=kv) as session:
         got = session.forward(tokens, len(tokens))
-    assert_near_rounded(got, tiny, tokens, kv=np.float16 if kv == "f16" else None)
+    assert_near_rounded(got, tiny, tokens, kv=KEPT[kv])
+
+
+@pytest.mark.parametrize("feature", ["plain", "window", "wide heads", "odd sizes"])
+def test_a_cache_of_codes_matches_the_reference_with_rounded_keys_and_values(feature):
+    tiny = Tiny(dataclasses.replace(BASE, **FEATURES[feature]))
+    tokens = tiny.tokens(41)
+    with tiny.session(kv="i8") as session, tiny.session(kv="f32") as exact:
+        got = session.forward(tokens, len(tokens))
+        assert_near_rounded(got, tiny, tokens, kv=round_cached)
+        assert got.tobytes() != exact.forward(tokens, len(tokens)).tobytes()
+        assert session.nbytes < exact.nbytes
 
 
 def test_readers_of_one_input_may_differ():
