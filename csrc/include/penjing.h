@@ -110,6 +110,12 @@ PJ_API int pj_session_length(const pj_session* session, int sequence);
 PJ_API int pj_session_truncate(pj_session* session, int sequence, int length);
 /* Sequence `to` becomes the first `length` tokens of sequence `from`, as if it had been given them. */
 PJ_API int pj_session_fork(pj_session* session, int from, int to, int length);
+/* What a sequence's first `length` tokens left in its cache, as bytes that any session of the same model and kv_kind
+ * can take over: how many (0: that many do not fit), all of a sequence, and into one. The bytes are not checked: what
+ * is not finite among them is found by the next pj_forward. */
+PJ_API size_t pj_session_state_bytes(const pj_session* session, int length);
+PJ_API int pj_session_export(const pj_session* session, int sequence, void* state);
+PJ_API int pj_session_import(pj_session* session, int sequence, const void* state, int length);
 /* Append each token to the sequence that sequences[i] names (NULL: all to sequence 0), in order; those of different
  * sequences may alternate. Logits [num_logits][vocab_size] of the last num_logits tokens (0: none wanted), the same
  * bits as if every sequence were alone. On any error the session is as it was before the call. */

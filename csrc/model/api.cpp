@@ -136,6 +136,24 @@ int pj_session_fork(pj_session* session, int from, int to, int length) {
   });
 }
 
+size_t pj_session_state_bytes(const pj_session* session, int length) {
+  return session ? penjing::state_bytes(session->session, length) : 0;
+}
+
+int pj_session_export(const pj_session* session, int sequence, void* state) {
+  return guarded([&] {
+    if (!session || !state) fail(PJ_BAD_ARGUMENT, "a null pointer");
+    penjing::export_state(session->session, sequence, static_cast<uint8_t*>(state));
+  });
+}
+
+int pj_session_import(pj_session* session, int sequence, const void* state, int length) {
+  return guarded([&] {
+    if (!session || !state) fail(PJ_BAD_ARGUMENT, "a null pointer");
+    penjing::import_state(session->session, sequence, static_cast<const uint8_t*>(state), length);
+  });
+}
+
 int pj_forward(pj_session* session, const int32_t* tokens, const int32_t* sequences, int num_tokens, float* logits,
                int num_logits) {
   return guarded([&] {

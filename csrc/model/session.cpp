@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 
 #include "ops/error.h"
 
@@ -132,37 +131,6 @@ void Session::fill_rope_tables() {
         *sin++ = static_cast<float>(std::sin(angle)) * rope.scale;
       }
     }
-  }
-}
-
-int check_sequence(const Session& session, int sequence) {
-  if (sequence < 0 || sequence >= session.num_sequences) {
-    fail(PJ_BAD_ARGUMENT, "sequence %d of %d, numbered from 0", sequence, session.num_sequences);
-  }
-  return sequence;
-}
-
-void truncate(Session& session, int sequence, int length) {
-  int& held = session.lengths[static_cast<size_t>(check_sequence(session, sequence))];
-  if (length < 0 || length > held) fail(PJ_BAD_ARGUMENT, "cannot keep %d tokens of %d", length, held);
-  held = length;
-}
-
-// A copy: at 10 GB/s it costs a hundredth of what computing the tokens cost, so blocks shared by sequences do not pay.
-void fork(Session& session, int from, int to, int length) {
-  const int held = session.lengths[static_cast<size_t>(check_sequence(session, from))];
-  if (length < 0 || length > held) fail(PJ_BAD_ARGUMENT, "cannot fork %d tokens of %d", length, held);
-  session.lengths[static_cast<size_t>(check_sequence(session, to))] = length;
-  if (from == to) return;
-  const size_t row = static_cast<size_t>(session.model.head_dim) * kv_element_bytes(session.kv_kind);
-  const size_t num_heads = session.model.layers.size() * static_cast<size_t>(session.model.num_kv_heads);
-  for (size_t i = 0; i < num_heads; ++i) {
-    const KvHead &source = session.cache(from)[i], &target = session.cache(to)[i];
-    std::memcpy(target.keys, source.keys, static_cast<size_t>(padded(length)) * row);
-    std::memcpy(target.values, source.values, static_cast<size_t>(length) * row);
-    if (session.kv_kind != PJ_I8) continue;
-    std::memcpy(target.key_scales, source.key_scales, sizeof(float) * static_cast<size_t>(length));
-    std::memcpy(target.value_scales, source.value_scales, sizeof(float) * static_cast<size_t>(length));
   }
 }
 

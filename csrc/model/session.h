@@ -99,5 +99,8 @@ void forward(Session& session, const int32_t* tokens, const int32_t* sequences, 
 int check_sequence(const Session& session, int sequence);  // that there is such a one
 void truncate(Session& session, int sequence, int length);
 void fork(Session& session, int from, int to, int length);
+size_t state_bytes(const Session& session, int length);
+void export_state(const Session& session, int sequence, uint8_t* state);
+void import_state(Session& session, int sequence, const uint8_t* state, int length);
 
 }  // namespace penjing

@@ -130,7 +130,7 @@ class Decoder:
         self.architecture = architecture
         self.dtype = dtype
         self.rounded = dict(rounded or {})
-        self.kv: Callable[[Array], Array] = kv or dtype
+        self.kept: Callable[[Array], Array] = kv or (lambda x: x)
         self.weights = {name: weight.astype(dtype) for name, weight in weights.items()}
         empty = np.empty((0, architecture.num_kv_heads, architecture.head_dim), dtype)
         self.keys = [empty] * architecture.num_layers
@@ -176,8 +176,8 @@ class Decoder:
         if arch.layer_rope[n] >= 0:
             cos_TR, sin_TR = rope_tables(arch.ropes[arch.layer_rope[n]], positions)
             q, k = rotate(q, cos_TR, sin_TR), rotate(k, cos_TR, sin_TR)
-        self.keys[n] = np.concatenate([self.keys[n], self.kv(k).astype(self.dtype)])
-        self.values[n] = np.concatenate([self.values[n], self.kv(v).astype(self.dtype)])
+        self.keys[n] = np.concatenate([self.keys[n], self.kept(k).astype(self.dtype)])
+        self.values[n] = np.concatenate([self.values[n], self.kept(v).astype(self.dtype)])
         q = q * self.dtype(arch.attention_scale)
         out = attend(q, self.keys[n], self.values[n], window=arch.layer_window[n])
         return self._linear(prefix + "o", out.reshape(num, -1))

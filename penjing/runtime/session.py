@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+import penjing
 from penjing.errors import PenjingError
 from penjing.evidence import num_cores
 from penjing.format.architecture import Architecture
@@ -20,6 +21,7 @@ from penjing.format.container import TOKENIZER, Container, open_container
 from penjing.format.pack import Layout
 from penjing.runtime import binding
 from penjing.runtime.model import Model
+from penjing.runtime.prefix import Prefix, read_prefix, write_prefix
 
 if TYPE_CHECKING:
     from typing import Self  # Python 3.11
@@ -107,6 +109,7 @@ class Session:
         self._limits = limits
         self._vocab_size = architecture.vocab_size
         limits.check(where)
+        self._tokens: list[list[int]] = [[] for _ in range(limits.sequences)]
         self._model = Model(architecture, layouts, tensors, where=where)
         sizes = (limits.context, limits.sequences, limits.threads, binding.KV_KINDS[limits.kv])
         status = binding.library().pj_session_create(self._model.handle, *sizes, ctypes.byref(self._handle))
@@ -173,6 +176,8 @@ class Session:
             forward = binding.library().pj_forward  # lets other Python threads run
             status = forward(handle, *pointers, len(token_T), binding.pointer(logits), num_logits)
             binding.check(status, where=self._where)
+            for held, added in zip(sequence_T.tolist(), token_T.tolist(), strict=True):
+                self._tokens[held].append(added)
         return logits
 
     def truncate(self, length: int, *, sequence: int = 0) -> None:
@@ -183,6 +188,7 @@ class Session:
                 raise PenjingError(f"cannot keep {length} tokens", where=self._where)
             truncate = binding.library().pj_session_truncate
             binding.check(truncate(handle, self._checked_sequence(sequence), length), where=self._where)
+            del self._tokens[sequence][length:]
 
     def fork(self, source: int, target: int, length: int | None = None) -> None:
         """Make sequence `target` the first `length` tokens (None: all) of `source`, as if it had been given them."""
@@ -193,6 +199,47 @@ class Session:
             if not 0 <= length <= _INT32.max:
                 raise PenjingError(f"cannot fork {length} tokens", where=self._where)
             binding.check(binding.library().pj_session_fork(handle, source, target, length), where=self._where)
+            self._tokens[target] = self._tokens[source][:length]
+
+    def tokens(self, sequence: int = 0) -> list[int]:
+        """The tokens that a sequence holds."""
+        with self._work:
+            return self._tokens[self._checked_sequence(sequence)].copy()
+
+    def save_prefix(self, path: str | Path, *, sequence: int = 0) -> None:
+        """Write what a sequence holds to a file, from which `load_prefix` brings it back without evaluating it."""
+        with self._work:
+            handle, engine = self._open_handle(), binding.library()
+            self._check_unchanged()
+            token_T = np.array(self._tokens[self._checked_sequence(sequence)], np.int32)
+            if not len(token_T):
+                raise PenjingError("the sequence is empty: nothing to save", where=self._where)
+            state = np.empty(engine.pj_session_state_bytes(handle, len(token_T)), np.uint8)
+            binding.check(engine.pj_session_export(handle, sequence, binding.pointer(state)), where=self._where)
+            write_prefix(path, Prefix(token_T, state), identity=self._identity())
+
+    def load_prefix(self, path: str | Path, *, sequence: int = 0) -> list[int]:
+        """Make a sequence what a file holds; its tokens. The logits that follow are those of the session that saved it.
+
+        Raises PenjingError where the file is damaged, was saved by another model, or does not fit; then the sequence is
+        as before.
+        """
+        with self._work:
+            handle, engine = self._open_handle(), binding.library()
+            self._check_unchanged()
+            self._checked_sequence(sequence)
+            prefix = read_prefix(path, identity=self._identity())
+            token_T, num_tokens = self._checked(prefix.tokens), len(prefix.tokens)
+            if num_tokens > self.context:
+                fact = f"a prefix of {num_tokens} tokens does not fit a context of {self.context}"
+                raise PenjingError(fact, where=str(path), attempt="a larger context")
+            if len(prefix.state) != engine.pj_session_state_bytes(handle, num_tokens):
+                fact = f"{len(prefix.state)} bytes are not the state of {num_tokens} tokens"
+                raise PenjingError(fact, where=str(path), attempt="evaluate the text again and save it")
+            state = binding.pointer(prefix.state)
+            binding.check(engine.pj_session_import(handle, sequence, state, num_tokens), where=self._where)
+            self._tokens[sequence] = token_T.tolist()
+            return self._tokens[sequence].copy()
 
     def cancel(self) -> None:
         """From any thread: a `forward` under way raises EngineError with status CANCELLED. Else nothing happens."""
@@ -240,6 +287,10 @@ class Session:
             fact = f"token {token_T[number]} (number {number}) is outside the vocabulary of {self._vocab_size}"
             raise PenjingError(fact, where=self._where, attempt="the tokenizer that belongs to the model")
         return np.ascontiguousarray(token_T, dtype=np.int32)
+
+    def _identity(self) -> str:
+        """What a saved prefix depends on, besides its tokens. Kernels of all instruction sets give the same bits."""
+        return f"{self._model.digest} {self._limits.kv} penjing {penjing.__version__}"
 
     def _checked_sequence(self, sequence: int) -> int:
         if not 0 <= sequence < self.sequences:
