@@ -257,6 +257,7 @@ class Model:
             stop=stop,
             eos=self.architecture.eos_token_ids,
             cached=self._cached,
+            speculate=True,
         )
 
     def _calibrate(
