@@ -74,9 +74,9 @@ static int generate(const options* o, const pj_file* file, pj_session* session, 
   int32_t token;
   int num_tokens = o->num_prompt;
   for (int i = 0; i < o->max_tokens; ++i) {
-    if (i > 0 && pj_session_length(session) == o->context) break;
+    if (i > 0 && pj_session_length(session, 0) == o->context) break;
     if (!pj_file_unchanged(file)) return complain("the file changed while it was open", o->path);
-    if (pj_forward(session, tokens, num_tokens, logits, 1)) return complain(pj_last_error(), o->path);
+    if (pj_forward(session, tokens, NULL, num_tokens, logits, 1)) return complain(pj_last_error(), o->path);
     token = likeliest(logits, vocab_size);
     if (ends_text(file, token)) break;
     if (printf("%d\n", token) < 0 || fflush(stdout)) return complain(strerror(errno), "standard output");
@@ -95,7 +95,7 @@ static int run(const options* o) {
   if (pj_file_open(o->path, &file)) {
     complain(pj_file_error(), o->path);
   } else if (pj_model_create(pj_file_model(file), &model) ||
-             pj_session_create(model, o->context, o->threads, PJ_F16, &session)) {
+             pj_session_create(model, o->context, 1, o->threads, PJ_F16, &session)) {
     complain(pj_last_error(), o->path);
   } else if (!(logits = malloc((size_t)pj_file_model(file)->vocab_size * sizeof *logits))) {
     complain("out of memory", o->path);

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from penjing.data.text import Corpus
     from penjing.evidence import Evidence
     from penjing.runtime.chat import ChatTemplate, Conversation, Message
+    from penjing.runtime.constrain import Constraint, Kind, Vocabulary
     from penjing.runtime.generate import Generation
     from penjing.runtime.session import Session
     from penjing.tensors.statistics import Importance
@@ -124,13 +125,17 @@ class Model:
         max_tokens: int = 256,
         stop: Sequence[str] = (),
         seed: int | None = None,
+        constraint: Constraint | None = None,
         **sampling: float,
     ) -> Generation:
         """Pieces of text that continue `prompt`, as they come; `.result` of it then says why it ended.
 
-        sampling: temperature (0 by default: the likeliest), top_k, top_p, min_p, repetition_penalty.
+        sampling: temperature (0 by default: the likeliest), top_k, top_p, min_p, repetition_penalty. constraint: the
+        form that the text must have, see `constraint`.
         """
-        return self._generate(self.tokenizer.encode(prompt).ids, max_tokens, stop, seed, sampling)
+        return self._generate(
+            self.tokenizer.encode(prompt).ids, max_tokens, stop, seed, {**sampling, "constraint": constraint}
+        )
 
     def stream_chat(
         self,
@@ -139,12 +144,24 @@ class Model:
         max_tokens: int = 512,
         stop: Sequence[str] = (),
         seed: int | None = None,
+        constraint: Constraint | None = None,
         **sampling: float,
     ) -> Generation:
         """Pieces of the answer, as they come. Only what changed since the last call is computed."""
         prompt = self.chat_template.render(messages)
         prompt_ids = self.tokenizer.encode(prompt, add_special_tokens=False).ids
-        return self._generate(prompt_ids, max_tokens, stop, seed, sampling)
+        return self._generate(prompt_ids, max_tokens, stop, seed, {**sampling, "constraint": constraint})
+
+    def constraint(self, kind: Kind, text: str) -> Constraint:
+        """The form of one answer: "json_schema", "regex" or "grammar" (Lark), and its text. Needs penjing[serve]."""
+        return self._vocabulary.constraint(kind, text)
+
+    @cached_property
+    def _vocabulary(self) -> Vocabulary:
+        from penjing.runtime.constrain import Vocabulary
+
+        arch = self.architecture
+        return Vocabulary(self.tokenizer.to_str(), arch.vocab_size, arch.eos_token_ids)
 
     def conversation(self, system: str = "") -> Conversation:
         """A conversation that remembers its turns."""
@@ -257,6 +274,7 @@ class Model:
             stop=stop,
             eos=self.architecture.eos_token_ids,
             cached=self._cached,
+            speculate=True,
         )
 
     def _calibrate(

@@ -26,7 +26,7 @@
 extern "C" {
 #endif
 
-#define PJ_ABI_VERSION 1
+#define PJ_ABI_VERSION 2
 #define PJ_LANES 16
 #define PJ_MAX_ROPES 8
 
@@ -38,7 +38,7 @@ extern "C" {
 
 /* clang-format off */
 typedef enum { PJ_OK = 0, PJ_BAD_ARGUMENT = 1, PJ_OUT_OF_MEMORY = 2, PJ_CANCELLED = 3, PJ_NOT_FINITE = 4, PJ_CONTEXT_FULL = 5 } pj_status;
-typedef enum { PJ_ABSENT = 0, PJ_CODES = 1, PJ_F32 = 2, PJ_F16 = 3, PJ_BF16 = 4 } pj_kind;
+typedef enum { PJ_ABSENT = 0, PJ_CODES = 1, PJ_F32 = 2, PJ_F16 = 3, PJ_BF16 = 4, PJ_I8 = 5 } pj_kind;
 typedef enum { PJ_SILU = 0, PJ_GELU = 1, PJ_GELU_TANH = 2 } pj_activation;
 
 typedef struct {
@@ -97,16 +97,30 @@ PJ_API const char* pj_isa(void);
 PJ_API int pj_model_create(const pj_model_desc* desc, pj_model** out);
 PJ_API void pj_model_free(pj_model* model); /* its sessions first */
 
-/* kv_kind: PJ_F32 or PJ_F16. All memory a session ever needs is allocated here. */
-PJ_API int pj_session_create(const pj_model* model, int max_context, int num_threads, int kv_kind, pj_session** out);
+/* A session holds num_sequences sequences of up to max_context tokens, numbered from 0, which know nothing of each
+ * other. kv_kind: PJ_F32, PJ_F16, or PJ_I8: 8-bit codes and a scale for each position and head. All memory a session
+ * ever needs is allocated here; what a sequence does not use is never touched. */
+PJ_API int pj_session_create(const pj_model* model, int max_context, int num_sequences, int num_threads, int kv_kind,
+                             pj_session** out);
 PJ_API void pj_session_free(pj_session* session);
 PJ_API size_t pj_session_bytes(const pj_session* session);
-PJ_API int pj_session_length(const pj_session* session);
+/* Tokens that a sequence holds, 0 where there is no such sequence. */
+PJ_API int pj_session_length(const pj_session* session, int sequence);
 /* Forget all but the first `length` tokens. */
-PJ_API int pj_session_truncate(pj_session* session, int length);
-/* Append tokens; logits [num_logits][vocab_size] of the last num_logits of them (0: none wanted).
- * On any error the session is as it was before the call. */
-PJ_API int pj_forward(pj_session* session, const int32_t* tokens, int num_tokens, float* logits, int num_logits);
+PJ_API int pj_session_truncate(pj_session* session, int sequence, int length);
+/* Sequence `to` becomes the first `length` tokens of sequence `from`, as if it had been given them. */
+PJ_API int pj_session_fork(pj_session* session, int from, int to, int length);
+/* What a sequence's first `length` tokens left in its cache, as bytes that any session of the same model and kv_kind
+ * can take over: how many (0: that many do not fit), all of a sequence, and into one. The bytes are not checked: what
+ * is not finite among them is found by the next pj_forward. */
+PJ_API size_t pj_session_state_bytes(const pj_session* session, int length);
+PJ_API int pj_session_export(const pj_session* session, int sequence, void* state);
+PJ_API int pj_session_import(pj_session* session, int sequence, const void* state, int length);
+/* Append each token to the sequence that sequences[i] names (NULL: all to sequence 0), in order; those of different
+ * sequences may alternate. Logits [num_logits][vocab_size] of the last num_logits tokens (0: none wanted), the same
+ * bits as if every sequence were alone. On any error the session is as it was before the call. */
+PJ_API int pj_forward(pj_session* session, const int32_t* tokens, const int32_t* sequences, int num_tokens,
+                      float* logits, int num_logits);
 /* From any thread: the forward pass under way stops with PJ_CANCELLED. */
 PJ_API void pj_session_cancel(pj_session* session);
 

@@ -9,43 +9,66 @@ namespace {
 
 constexpr int kSpanBlocks = 4, kSpan = kSpanBlocks * kLanes;  // positions of one softmax step
 
-template <bool HALF>
-constexpr size_t element_bytes() {
-  return HALF ? 2 : 4;
-}
-template <bool HALF>
+template <pj_kind KIND>
 inline Floats load_cached(const uint8_t* p) {
-  if constexpr (HALF) return load_f16(p);
+  if constexpr (KIND == PJ_I8) return to_floats(load_s8(p));
+  if constexpr (KIND == PJ_F16) return load_f16(p);
   return load(p);
 }
-template <bool HALF>
+template <pj_kind KIND>
 inline Floats load_cached_first(const uint8_t* p, int n) {
-  if constexpr (HALF) return load_f16_first(p, n);
+  if constexpr (KIND == PJ_I8) {
+    uint8_t lanes[kLanes] = {};
+    std::memcpy(lanes, p, static_cast<size_t>(n));
+    return load_cached<KIND>(lanes);
+  }
+  if constexpr (KIND == PJ_F16) return load_f16_first(p, n);
   return load_first(p, n);
 }
 
-inline void store_lanes(float* p, Floats x) { store(p, x); }
-inline void store_lanes(uint16_t* p, Floats x) { store_f16(p, x); }
+// What turns floats into elements of the cache, for one head at one position.
+struct ToF32 {
+  using Element = float;
+  void operator()(float* p, Floats x) const { store(p, x); }
+};
+struct ToF16 {
+  using Element = uint16_t;
+  void operator()(uint16_t* p, Floats x) const { store_f16(p, x); }
+};
+struct ToI8 {
+  using Element = int8_t;
+  Rounding rounding;
+  void operator()(int8_t* p, Floats x) const { store_s8(p, rounding.code(x)); }
+};
 
-// Element: float, or uint16_t for float16.
-template <class Element>
-inline void store_position(const KvHead& cache, int head_dim, int position, const float* key, const float* value) {
-  const size_t first_key = static_cast<size_t>(position / kLanes) * head_dim * kLanes + position % kLanes;
-  Element* keys = static_cast<Element*>(cache.keys) + first_key;
-  Element* values = static_cast<Element*>(cache.values) + static_cast<size_t>(position) * head_dim;
+// A head's entries, `spread` elements apart in the cache: keys a block's 16 positions, values next to each other.
+template <class To>
+inline void store_head(const To& to, const float* x, int head_dim, typename To::Element* out, size_t spread) {
   for (int i = 0; i < head_dim; i += kLanes) {
     const int n = head_dim - i < kLanes ? head_dim - i : kLanes;
-    Element lanes[kLanes];
-    store_lanes(lanes, load_up_to(key + i, n));
-    for (int j = 0; j < n; ++j) keys[static_cast<size_t>(i + j) * kLanes] = lanes[j];
-    store_lanes(lanes, load_up_to(value + i, n));
-    std::memcpy(values + i, lanes, static_cast<size_t>(n) * sizeof lanes[0]);
+    typename To::Element lanes[kLanes];
+    to(lanes, load_up_to(x + i, n));
+    for (int j = 0; j < n; ++j) out[static_cast<size_t>(i + j) * spread] = lanes[j];
   }
 }
 
+template <class To>
+inline void store_position(const To& to_key, const To& to_value, const KvHead& cache, int head_dim, int position,
+                           const float* key, const float* value) {
+  using Element = typename To::Element;
+  const size_t first_key = static_cast<size_t>(position / kLanes) * head_dim * kLanes + position % kLanes;
+  store_head(to_key, key, head_dim, static_cast<Element*>(cache.keys) + first_key, kLanes);
+  store_head(to_value, value, head_dim, static_cast<Element*>(cache.values) + static_cast<size_t>(position) * head_dim,
+             1);
+}
+
 void store_kv(const KvHead& cache, int head_dim, int position, const float* key, const float* value) {
-  const auto run = cache.kind == PJ_F16 ? store_position<uint16_t> : store_position<float>;
-  run(cache, head_dim, position, key, value);
+  if (cache.kind == PJ_F32) return store_position(ToF32{}, ToF32{}, cache, head_dim, position, key, value);
+  if (cache.kind == PJ_F16) return store_position(ToF16{}, ToF16{}, cache, head_dim, position, key, value);
+  const ToI8 to_key = {rounding_of(key, head_dim)}, to_value = {rounding_of(value, head_dim)};
+  store_position(to_key, to_value, cache, head_dim, position, key, value);
+  cache.key_scales[position] = to_key.rounding.scale;
+  cache.value_scales[position] = to_value.rounding.scale;
 }
 
 // A few queries, what they see, and the state of their softmax.
@@ -62,9 +85,9 @@ struct QueryTile {
 };
 
 // Scores of BLOCKS blocks of 16 positions; keys: of the first of them, block: its place in the span.
-template <bool HALF, int QUERIES, int BLOCKS>
+template <pj_kind KIND, int QUERIES, int BLOCKS>
 inline void score_blocks(QueryTile<QUERIES>& tile, int head_dim, const uint8_t* keys, int block) {
-  constexpr size_t kRow = kLanes * element_bytes<HALF>();
+  constexpr size_t kRow = kLanes * kv_element_bytes(KIND);
   const size_t block_bytes = static_cast<size_t>(head_dim) * kRow;
   Floats score[QUERIES][BLOCKS];
   for (int r = 0; r < QUERIES; ++r) {
@@ -72,7 +95,7 @@ inline void score_blocks(QueryTile<QUERIES>& tile, int head_dim, const uint8_t* 
   }
   for (int d = 0; d < head_dim; ++d) {
     Floats key[BLOCKS];
-    for (int b = 0; b < BLOCKS; ++b) key[b] = load_cached<HALF>(keys + b * block_bytes + d * kRow);
+    for (int b = 0; b < BLOCKS; ++b) key[b] = load_cached<KIND>(keys + b * block_bytes + d * kRow);
     for (int r = 0; r < QUERIES; ++r) {
       const Floats q = all(tile.q[r * tile.ld_q + d]);
       for (int b = 0; b < BLOCKS; ++b) score[r][b] = fma(q, key[b], score[r][b]);
@@ -83,26 +106,28 @@ inline void score_blocks(QueryTile<QUERIES>& tile, int head_dim, const uint8_t* 
   }
 }
 
-template <bool HALF, int QUERIES>
+template <pj_kind KIND, int QUERIES>
 inline void score_span(QueryTile<QUERIES>& tile, int head_dim, const uint8_t* span_keys, int block, int end) {
-  const size_t block_bytes = static_cast<size_t>(head_dim) * kLanes * element_bytes<HALF>();
+  const size_t block_bytes = static_cast<size_t>(head_dim) * kLanes * kv_element_bytes(KIND);
   for (; block + kScoreBlocks <= end; block += kScoreBlocks) {
-    score_blocks<HALF, QUERIES, kScoreBlocks>(tile, head_dim, span_keys + block * block_bytes, block);
+    score_blocks<KIND, QUERIES, kScoreBlocks>(tile, head_dim, span_keys + block * block_bytes, block);
   }
   for (; block < end; ++block) {
-    score_blocks<HALF, QUERIES, 1>(tile, head_dim, span_keys + block * block_bytes, block);
+    score_blocks<KIND, QUERIES, 1>(tile, head_dim, span_keys + block * block_bytes, block);
   }
 }
 
 // Scores to softmax weights for one query and blocks [block, end) of the span that starts at position `start`.
-template <int QUERIES>
-inline void weigh_span(QueryTile<QUERIES>& tile, int r, int start, int block, int end) {
+template <pj_kind KIND, int QUERIES>
+inline void weigh_span(QueryTile<QUERIES>& tile, const KvHead& cache, int r, int start, int block, int end) {
   const Floats unseen = all(-__builtin_inff());
   Floats largest = unseen;
   for (int b = block; b < end; ++b) {
     const int offset = start + b * kLanes;
     float* lanes = tile.weight[r] + b * kLanes;
-    const Floats score = lanes_between(tile.first[r] - offset, tile.last[r] - offset, load(lanes), unseen);
+    Floats score = load(lanes);
+    if constexpr (KIND == PJ_I8) score = mul(score, load(cache.key_scales + offset));
+    score = lanes_between(tile.first[r] - offset, tile.last[r] - offset, score, unseen);
     store(lanes, score);
     largest = at_least(largest, score);
   }
@@ -117,16 +142,20 @@ inline void weigh_span(QueryTile<QUERIES>& tile, int r, int start, int block, in
   for (int b = block; b < end; ++b) {
     float* lanes = tile.weight[r] + b * kLanes;
     const Floats weight = exp(sub(load(lanes), all(tile.maximum[r])));
-    store(lanes, weight);
     tile.sum[r] = add(tile.sum[r], weight);
+    if constexpr (KIND == PJ_I8) {
+      store(lanes, mul(weight, load(cache.value_scales + start + b * kLanes)));
+    } else {
+      store(lanes, weight);
+    }
   }
 }
 
 // acc[d..] += weight * value over positions [begin, end) of the span, for VECTORS vectors of 16 dimensions, the last
 // of which may have only `last` of them.
-template <bool HALF, int QUERIES, int VECTORS, bool PARTIAL>
+template <pj_kind KIND, int QUERIES, int VECTORS, bool PARTIAL>
 inline void add_values(QueryTile<QUERIES>& tile, int head_dim, const uint8_t* span_values, int begin, int end, int d) {
-  constexpr size_t kElement = element_bytes<HALF>();
+  constexpr size_t kElement = kv_element_bytes(KIND);
   Floats acc[QUERIES][VECTORS];
   for (int r = 0; r < QUERIES; ++r) {
     for (int v = 0; v < VECTORS; ++v) acc[r][v] = load(tile.acc + r * tile.ld_acc + d + v * kLanes);
@@ -136,7 +165,7 @@ inline void add_values(QueryTile<QUERIES>& tile, int head_dim, const uint8_t* sp
     Floats value[VECTORS];
     for (int v = 0; v < VECTORS; ++v) {
       const uint8_t* p = row + v * kLanes * kElement;
-      value[v] = PARTIAL ? load_cached_first<HALF>(p, head_dim - d) : load_cached<HALF>(p);
+      value[v] = PARTIAL ? load_cached_first<KIND>(p, head_dim - d) : load_cached<KIND>(p);
     }
     for (int r = 0; r < QUERIES; ++r) {
       const Floats weight = all(tile.weight[r][i]);
@@ -148,22 +177,22 @@ inline void add_values(QueryTile<QUERIES>& tile, int head_dim, const uint8_t* sp
   }
 }
 
-template <bool HALF, int QUERIES>
+template <pj_kind KIND, int QUERIES>
 inline void value_span(QueryTile<QUERIES>& tile, int head_dim, const uint8_t* span_values, int begin, int end) {
   int d = 0;
   for (; d + kValueVectors * kLanes <= head_dim; d += kValueVectors * kLanes) {
-    add_values<HALF, QUERIES, kValueVectors, false>(tile, head_dim, span_values, begin, end, d);
+    add_values<KIND, QUERIES, kValueVectors, false>(tile, head_dim, span_values, begin, end, d);
   }
   for (; d + kLanes <= head_dim; d += kLanes) {
-    add_values<HALF, QUERIES, 1, false>(tile, head_dim, span_values, begin, end, d);
+    add_values<KIND, QUERIES, 1, false>(tile, head_dim, span_values, begin, end, d);
   }
-  if (d < head_dim) add_values<HALF, QUERIES, 1, true>(tile, head_dim, span_values, begin, end, d);
+  if (d < head_dim) add_values<KIND, QUERIES, 1, true>(tile, head_dim, span_values, begin, end, d);
 }
 
 inline int least(int a, int b) { return a < b ? a : b; }
 inline int most(int a, int b) { return a > b ? a : b; }
 
-template <bool HALF, int QUERIES>
+template <pj_kind KIND, int QUERIES>
 void attend_tile(const KvHead& cache, int head_dim, QueryTile<QUERIES>& tile, float* out, size_t ld_out) {
   int first = tile.first[0], last = tile.last[0];
   for (int r = 0; r < QUERIES; ++r) {
@@ -173,14 +202,14 @@ void attend_tile(const KvHead& cache, int head_dim, QueryTile<QUERIES>& tile, fl
     tile.sum[r] = all(0.0f);
     for (size_t d = 0; d < tile.ld_acc; d += kLanes) store(tile.acc + r * tile.ld_acc + d, all(0.0f));
   }
-  const size_t row_bytes = static_cast<size_t>(head_dim) * element_bytes<HALF>();
+  const size_t row_bytes = static_cast<size_t>(head_dim) * kv_element_bytes(KIND);
   for (int start = first / kSpan * kSpan; start <= last; start += kSpan) {
     const int begin = most(first - start, 0), end = least(last - start + 1, kSpan);
     const int block = begin / kLanes, block_end = (end + kLanes - 1) / kLanes;
     const size_t offset = static_cast<size_t>(start) * row_bytes;
-    score_span<HALF>(tile, head_dim, static_cast<const uint8_t*>(cache.keys) + offset, block, block_end);
-    for (int r = 0; r < QUERIES; ++r) weigh_span(tile, r, start, block, block_end);
-    value_span<HALF>(tile, head_dim, static_cast<const uint8_t*>(cache.values) + offset, begin, end);
+    score_span<KIND>(tile, head_dim, static_cast<const uint8_t*>(cache.keys) + offset, block, block_end);
+    for (int r = 0; r < QUERIES; ++r) weigh_span<KIND>(tile, cache, r, start, block, block_end);
+    value_span<KIND>(tile, head_dim, static_cast<const uint8_t*>(cache.values) + offset, begin, end);
   }
   for (int r = 0; r < QUERIES; ++r) {
     const Floats inverse = all(1.0f / reduce_add(tile.sum[r]));
@@ -191,7 +220,7 @@ void attend_tile(const KvHead& cache, int head_dim, QueryTile<QUERIES>& tile, fl
   }
 }
 
-template <bool HALF, int QUERIES>
+template <pj_kind KIND, int QUERIES>
 void attend_queries(const KvHead& cache, int head_dim, const float* q, size_t ld_q, const int32_t* positions,
                     int num_queries, int window, float* out, size_t ld_out, float* scratch) {
   for (; num_queries >= QUERIES; num_queries -= QUERIES) {
@@ -204,21 +233,23 @@ void attend_queries(const KvHead& cache, int head_dim, const float* q, size_t ld
       tile.last[r] = positions[r];
       tile.first[r] = window > 0 ? most(positions[r] - window + 1, 0) : 0;
     }
-    attend_tile<HALF>(cache, head_dim, tile, out, ld_out);
+    attend_tile<KIND>(cache, head_dim, tile, out, ld_out);
     q += QUERIES * ld_q;
     out += QUERIES * ld_out;
     positions += QUERIES;
   }
   if constexpr (QUERIES > 1) {
     if (num_queries) {
-      attend_queries<HALF, QUERIES - 1>(cache, head_dim, q, ld_q, positions, num_queries, window, out, ld_out, scratch);
+      attend_queries<KIND, QUERIES - 1>(cache, head_dim, q, ld_q, positions, num_queries, window, out, ld_out, scratch);
     }
   }
 }
 
 void attend(const KvHead& cache, int head_dim, const float* q, size_t ld_q, const int32_t* positions, int num_queries,
             int window, float* out, size_t ld_out, void* scratch) {
-  const auto run = cache.kind == PJ_F16 ? attend_queries<true, kQueryTile> : attend_queries<false, kQueryTile>;
+  const auto run = cache.kind == PJ_I8    ? attend_queries<PJ_I8, kQueryTile>
+                   : cache.kind == PJ_F16 ? attend_queries<PJ_F16, kQueryTile>
+                                          : attend_queries<PJ_F32, kQueryTile>;
   run(cache, head_dim, q, ld_q, positions, num_queries, window, out, ld_out, static_cast<float*>(scratch));
 }
 

@@ -32,12 +32,16 @@ struct QuantizedColumns {
 };
 
 // Keys and values of one layer and one key-value head. Keys: [position / 16][head_dim][16]; values:
-// [position][head_dim].
+// [position][head_dim]. PJ_I8: codes as in QuantizedColumns, a whole head being the group.
 struct KvHead {
   void* keys;
   void* values;
-  pj_kind kind;  // PJ_F32 or PJ_F16
+  pj_kind kind;         // PJ_F32, PJ_F16 or PJ_I8
+  float* key_scales;    // [position], PJ_I8 only
+  float* value_scales;  // the same
 };
+
+constexpr size_t kv_element_bytes(pj_kind kind) { return kind == PJ_F32 ? 4 : kind == PJ_F16 ? 2 : 1; }
 
 struct Kernels {
   const char* name;
@@ -70,7 +74,8 @@ struct Kernels {
   // Softmax attention of num_queries queries (already scaled by attention_scale) against one key-value head:
   // query r, at positions[r] (ascending, repeats allowed: heads that share keys and values), sees positions
   // (positions[r] - window, positions[r]], window 0: from 0. Spans of absolute positions in ascending order, running
-  // maximum and sum: the split into calls does not matter. Reads whole blocks of 16 keys, no value past the last
+  // maximum and sum: the split into calls does not matter. Scales of PJ_I8 multiply scores and weights, not what they
+  // are summed from. Reads whole blocks of 16 keys, no value past the last
   // position seen. q, out: rows ld apart. scratch: attend_scratch_bytes(head_dim, num_queries) bytes of the calling
   // thread.
   void (*attend)(const KvHead& cache, int head_dim, const float* q, size_t ld_q, const int32_t* positions,

@@ -101,6 +101,7 @@ void unpack_panel(const Matrix& w, int panel, uint8_t* out) {
   for (int g = 0; g < w.num_groups; ++g, packed += group_bytes<BITS>(w.stride)) {
     for (int u = 0; u < w.stride / kUnit; ++u, out += 256) {
       Codes unit[4];
+      prefetch_ahead(packed + u * kUnit * kLanes * BITS / 8, kUnit * kLanes * BITS / 8);
       unpack<BITS>(packed, w.stride, u, unit);
       for (int k = 0; k < 4; ++k) store_codes(out + 64 * k, unit[k]);
     }

@@ -2,9 +2,21 @@
 namespace penjing {
 namespace {
 
-// One group: 16 inputs at a time, the rest of the last unit coded 0. Infinity or NaN anywhere gives scale NaN, which
-// reaches every output; below 2^-100 (whose 127 / amax would overflow) a group counts as zero.
-inline void quantize_group(const float* x, int size, int8_t* code, float* scale, int32_t* sum) {
+// How a group of floats becomes codes. Infinity or NaN anywhere gives scale NaN, which reaches every output; below
+// 2^-100 (whose 127 / amax would overflow) a group counts as zero.
+struct Rounding {
+  float scale;
+  Floats inverse;
+  bool finite;
+
+  Ints code(Floats x) const {
+    const Floats magic = all(12582912.0f);  // 1.5 * 2^23: adding it rounds to the nearest even integer
+    const Ints rounded = sub(bits_of(add(mul(x, inverse), magic)), ints(0x4b400000));
+    return finite ? rounded : ints(0);
+  }
+};
+
+inline Rounding rounding_of(const float* x, int size) {
   const Ints magnitude = ints(0x7fffffff);  // orders floats without their sign: NaN > infinity > numbers
   Ints largest = ints(0);
   int i = 0;
@@ -16,17 +28,20 @@ inline void quantize_group(const float* x, int size, int8_t* code, float* scale,
 
   const bool finite = amax_bits < 0x7f800000;
   const bool zero = amax < 0x1p-100f;
-  *scale = !finite ? __builtin_nanf("") : zero ? 0.0f : amax / 127.0f;
-  const Floats inverse = all(finite && !zero ? 127.0f / amax : 0.0f);
-  const Floats magic = all(12582912.0f);  // 1.5 * 2^23: adding it rounds to the nearest even integer
+  const float scale = !finite ? __builtin_nanf("") : zero ? 0.0f : amax / 127.0f;
+  return {scale, all(finite && !zero ? 127.0f / amax : 0.0f), finite};
+}
+
+// One group: 16 inputs at a time, the rest of the last unit coded 0.
+inline void quantize_group(const float* x, int size, int8_t* code, float* scale, int32_t* sum) {
+  const Rounding rounding = rounding_of(x, size);
   Ints total = ints(0);
-  for (i = 0; i < size; i += kLanes) {
-    const Floats lane = i + kLanes <= size ? load(x + i) : load_first(x + i, size - i);
-    const Ints rounded = sub(bits_of(add(mul(lane, inverse), magic)), ints(0x4b400000));
-    const Ints lane_code = finite ? rounded : ints(0);
+  for (int i = 0; i < size; i += kLanes) {
+    const Ints lane_code = rounding.code(load_up_to(x + i, size - i));
     store_s8(code + i, lane_code);
     total = add(total, lane_code);
   }
+  *scale = rounding.scale;
   *sum = reduce_add(total);
 }
 

@@ -154,6 +154,9 @@ inline Ints ints(int32_t x) {
 inline Ints load_u8(const uint8_t* p) {
   return each<Ints>([=](int i) { return static_cast<int32_t>(p[i]); });
 }
+inline Ints load_s8(const void* p) {
+  return each<Ints>([=](int i) { return static_cast<int32_t>(static_cast<const int8_t*>(p)[i]); });
+}
 inline Ints add(Ints a, Ints b) {
   return each<Ints>([&](int i) { return wrapped(unsign(a.v[i]) + unsign(b.v[i])); });
 }

@@ -24,6 +24,7 @@ using penjing::Error;
 using penjing::fail;
 
 constexpr int kMaxThreads = 1024;
+constexpr int kMaxSequences = 1024;
 constexpr size_t kMinProbeBytes = 4096;
 constexpr int kMaxContext = 1 << 24;  // positions are exact as float32
 
@@ -98,14 +99,17 @@ int pj_model_create(const pj_model_desc* desc, pj_model** out) {
 
 void pj_model_free(pj_model* model) { delete model; }
 
-int pj_session_create(const pj_model* model, int max_context, int num_threads, int kv_kind, pj_session** out) {
+int pj_session_create(const pj_model* model, int max_context, int num_sequences, int num_threads, int kv_kind,
+                      pj_session** out) {
   return guarded([&] {
     if (!model || !out) fail(PJ_BAD_ARGUMENT, "a null pointer");
     *out = nullptr;
     if (max_context < 1 || max_context > kMaxContext) fail(PJ_BAD_ARGUMENT, "a context of %d", max_context);
+    if (num_sequences < 1 || num_sequences > kMaxSequences) fail(PJ_BAD_ARGUMENT, "%d sequences", num_sequences);
     check_threads(num_threads);
-    if (kv_kind != PJ_F32 && kv_kind != PJ_F16) fail(PJ_BAD_ARGUMENT, "keys and values of kind %d", kv_kind);
-    *out = new pj_session{{model->model, max_context, num_threads, static_cast<pj_kind>(kv_kind)}};
+    if (kv_kind != PJ_F32 && kv_kind != PJ_F16 && kv_kind != PJ_I8)
+      fail(PJ_BAD_ARGUMENT, "keys and values of kind %d", kv_kind);
+    *out = new pj_session{{model->model, max_context, num_sequences, num_threads, static_cast<pj_kind>(kv_kind)}};
   });
 }
 
@@ -113,22 +117,48 @@ void pj_session_free(pj_session* session) { delete session; }
 
 size_t pj_session_bytes(const pj_session* session) { return session ? session->session.bytes() : 0; }
 
-int pj_session_length(const pj_session* session) { return session ? session->session.length : 0; }
+int pj_session_length(const pj_session* session, int sequence) {
+  if (!session || sequence < 0 || sequence >= session->session.num_sequences) return 0;
+  return session->session.lengths[static_cast<size_t>(sequence)];
+}
 
-int pj_session_truncate(pj_session* session, int length) {
+int pj_session_truncate(pj_session* session, int sequence, int length) {
   return guarded([&] {
     if (!session) fail(PJ_BAD_ARGUMENT, "a null pointer");
-    if (length < 0 || length > session->session.length) {
-      fail(PJ_BAD_ARGUMENT, "cannot keep %d tokens of %d", length, session->session.length);
-    }
-    session->session.length = length;
+    penjing::truncate(session->session, sequence, length);
   });
 }
 
-int pj_forward(pj_session* session, const int32_t* tokens, int num_tokens, float* logits, int num_logits) {
+int pj_session_fork(pj_session* session, int from, int to, int length) {
   return guarded([&] {
     if (!session) fail(PJ_BAD_ARGUMENT, "a null pointer");
-    penjing::forward(session->session, tokens, num_tokens, logits, num_logits);
+    penjing::fork(session->session, from, to, length);
+  });
+}
+
+size_t pj_session_state_bytes(const pj_session* session, int length) {
+  return session ? penjing::state_bytes(session->session, length) : 0;
+}
+
+int pj_session_export(const pj_session* session, int sequence, void* state) {
+  return guarded([&] {
+    if (!session || !state) fail(PJ_BAD_ARGUMENT, "a null pointer");
+    penjing::export_state(session->session, sequence, static_cast<uint8_t*>(state));
+  });
+}
+
+int pj_session_import(pj_session* session, int sequence, const void* state, int length) {
+  return guarded([&] {
+    if (!session || !state) fail(PJ_BAD_ARGUMENT, "a null pointer");
+    penjing::import_state(session->session, sequence, static_cast<const uint8_t*>(state), length);
+  });
+}
+
+int pj_forward(pj_session* session, const int32_t* tokens, const int32_t* sequences, int num_tokens, float* logits,
+               int num_logits) {
+  return guarded([&] {
+    if (!session) fail(PJ_BAD_ARGUMENT, "a null pointer");
+    penjing::forward(session->session, tokens, sequences, num_tokens, logits, num_logits);
   });
 }
 

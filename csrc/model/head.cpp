@@ -33,7 +33,7 @@ void Pass::finish() {
   for (int c = mine_.begin; c < mine_.end; ++c) {
     if (!all_finite(column(work_.x, hidden, c), hidden)) call_.not_finite.store(true, std::memory_order_relaxed);
   }
-  const int first_wanted = call_.num_tokens - call_.num_logits;
+  const int first_wanted = call_.num_columns - call_.num_logits;
   const Range wanted = {std::max(0, first_wanted - first_), num_columns_};
   if (wanted.empty()) return;
   const Range columns = intersect(mine_, wanted);

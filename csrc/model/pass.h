@@ -12,15 +12,15 @@ namespace penjing {
 
 // One call of pj_forward, seen by all threads.
 struct Call {
-  const int32_t* tokens;
-  int num_tokens;
+  const Column* columns;
+  int num_columns;
   float* logits;
   int num_logits;
   bool cancelled = false;  // written by thread 0, read by all after the next barrier
   std::atomic<bool> not_finite{false};
 };
 
-// One block of columns on one thread. A column is a token at a position; all of them share the session's cache.
+// One block of columns on one thread.
 class Pass {
  public:
   Pass(Session& session, Call& call, int thread, int first, int num_columns)
@@ -30,6 +30,7 @@ class Pass {
         call_(call),
         buffers_(session.threads[static_cast<size_t>(thread)]),
         thread_(thread),
+        columns_(call.columns + first),
         first_(first),
         num_columns_(num_columns),
         alone_(num_columns <= kOwnColumns),
@@ -54,7 +55,8 @@ class Pass {
   Call& call_;
   ThreadBuffers& buffers_;
   const int thread_;
-  const int first_;  // this block's first token in the call
+  const Column* const columns_;  // of this block
+  const int first_;              // this block's first column in the call
   const int num_columns_;
   const bool alone_;  // every thread prepares all columns in buffers of its own
   const Range mine_;  // columns that this thread prepares
@@ -74,7 +76,7 @@ class Pass {
     const int hidden = model_.hidden_size;
     for (int c = mine_.begin; c < mine_.end; ++c) {
       float* x = column(work_.x, hidden, c);
-      kernels_.read_row(model_.embed, call_.tokens[first_ + c], x);
+      kernels_.read_row(model_.embed, columns_[c].token, x);
       if (model_.embedding_scale != 1.0f) scale(x, model_.embedding_scale, hidden);
     }
   }
@@ -239,11 +241,11 @@ class Pass {
     const Range work = share(model_.num_kv_heads * num_columns_);
     for (int i = work.begin; i < work.end; ++i) {
       const int kv = i / num_columns_, c = i % num_columns_;
-      const int position = session_.length + first_ + c;
+      const int position = columns_[c].position;
       float* key = column(session_.k, padded(model_.kv_size()), c) + kv * dim;
       const float* value = column(session_.v, padded(model_.kv_size()), c) + kv * dim;
       rotate(layer, layer.k_norm, position, key);
-      kernels_.store_kv(session_.kv_head(n, kv), dim, position, key, value);
+      kernels_.store_kv(kv_head(columns_[c], n, kv), dim, position, key, value);
       for (int j = 0; j < group; ++j) {
         float* query = column(session_.q, padded(model_.q_size()), c) + (kv * group + j) * dim;
         rotate(layer, layer.q_norm, position, query);
@@ -262,40 +264,53 @@ class Pass {
     kernels_.rope(head, table.cos + row, table.sin + row, table.rotary_dim);
   }
 
+  const KvHead& kv_head(const Column& column, size_t n, int kv) const {
+    return column.cache[n * static_cast<size_t>(model_.num_kv_heads) + static_cast<size_t>(kv)];
+  }
+
+  // Columns are attended in runs of neighbours from one sequence, which are the queries against one head. A column
+  // without such neighbours (decoding) brings the heads that share keys and values as the queries instead. Later
+  // columns see more keys, so the work is dealt in turn.
   void attend(size_t n, const Layer& layer) {
-    if (num_columns_ == 1) {
-      attend_one_column(n, layer);
-    } else {
-      attend_columns(n, layer);
+    if (num_columns_ == 1) return attend_only_column(n, layer);
+    int turn = 0;
+    for (int begin = 0, end; begin < num_columns_; begin = end) {
+      end = end_of_run(begin);
+      const int together = end - begin == 1 ? model_.queries_per_kv() : 1;
+      for (int head = 0; head < model_.num_heads; head += together, ++turn) {
+        if (turn % session_.team.size() == thread_) attend_run(n, layer, {begin, end}, {head, head + together});
+      }
     }
   }
 
-  // Decode: the heads of one column that share keys and values are the queries.
-  void attend_one_column(size_t n, const Layer& layer) {
-    const int dim = model_.head_dim, group = model_.queries_per_kv();
+  // The heads of a single column are split evenly, though some keys and values are then read by two threads.
+  void attend_only_column(size_t n, const Layer& layer) {
+    const int group = model_.queries_per_kv();
     const Range heads = share(model_.num_heads);
-    for (int head = heads.begin; head < heads.end;) {
-      const int kv = head / group;
-      const int next = std::min(heads.end, (kv + 1) * group);
-      const size_t offset = static_cast<size_t>(head) * dim;
-      kernels_.attend(session_.kv_head(n, kv), dim, session_.q + offset, dim, session_.positions, next - head,
-                      layer.window, session_.attended + offset, dim, buffers_.scratch);
-      head = next;
+    for (int head = heads.begin, next; head < heads.end; head = next) {
+      next = std::min(heads.end, (head / group + 1) * group);
+      attend_run(n, layer, {0, 1}, {head, next});
     }
   }
 
-  // Prefill: neighbouring columns of one head are the queries. Later blocks see more keys, so they are dealt in turn.
-  void attend_columns(size_t n, const Layer& layer) {
+  int end_of_run(int begin) const {
+    const int most = std::min(num_columns_, begin + kQueryBlock);
+    int end = begin + 1;
+    while (end < most && columns_[end].cache == columns_[begin].cache) ++end;
+    return end;
+  }
+
+  // Either several columns or several heads.
+  void attend_run(size_t n, const Layer& layer, Range columns, Range heads) {
     const int dim = model_.head_dim, q_size = model_.q_size();
-    const int num_blocks = (num_columns_ + kQueryBlock - 1) / kQueryBlock;
-    for (int i = thread_; i < num_blocks * model_.num_heads; i += session_.team.size()) {
-      const int head = i % model_.num_heads, begin = i / model_.num_heads * kQueryBlock;
-      const int count = std::min(kQueryBlock, num_columns_ - begin);
-      kernels_.attend(session_.kv_head(n, head / model_.queries_per_kv()), dim,
-                      column(session_.q, padded(q_size), begin) + head * dim, padded(q_size),
-                      session_.positions + begin, count, layer.window,
-                      column(session_.attended, q_size, begin) + head * dim, q_size, buffers_.scratch);
-    }
+    const int count = columns.size() * heads.size();
+    const bool by_column = columns.size() > 1;
+    for (int i = 0; i < count; ++i) buffers_.positions[i] = columns_[columns.begin + (by_column ? i : 0)].position;
+    kernels_.attend(kv_head(columns_[columns.begin], n, heads.begin / model_.queries_per_kv()), dim,
+                    column(session_.q, padded(q_size), columns.begin) + heads.begin * dim,
+                    by_column ? padded(q_size) : dim, buffers_.positions, count, layer.window,
+                    column(session_.attended, q_size, columns.begin) + heads.begin * dim, by_column ? q_size : dim,
+                    buffers_.scratch);
   }
 
   // Residual: x += residual_scale * post_norm(out), for this thread's columns. out is [column][padded hidden].

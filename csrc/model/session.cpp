@@ -26,15 +26,19 @@ void for_each_matrix(const Model& model, Visit visit) {
 
 }  // namespace
 
-Session::Session(const Model& model_, int max_context_, int num_threads, pj_kind kv_kind_)
+Session::Session(const Model& model_, int max_context_, int num_sequences_, int num_threads, pj_kind kv_kind_)
     : model(model_),
       kernels(penjing::kernels()),
       max_context(max_context_),
+      num_sequences(num_sequences_),
       kv_kind(kv_kind_),
       team(num_threads),
       threads(static_cast<size_t>(num_threads)),
       ropes(model_.ropes.size()),
-      kv(times(model_.layers.size(), static_cast<size_t>(model_.num_kv_heads))) {
+      kv(times(times(static_cast<size_t>(num_sequences_), model_.layers.size()),
+               static_cast<size_t>(model_.num_kv_heads))),
+      lengths(static_cast<size_t>(num_sequences_)),
+      next_lengths(lengths) {
   lay_out();
   arena_.allocate();
   lay_out();
@@ -46,7 +50,8 @@ void Session::lay_out() {
   const size_t columns = kBlockColumns;
   const size_t q_rows = padded(model.q_size()), kv_rows = padded(model.kv_size());
   const size_t hidden_rows = padded(model.hidden_size), inner_rows = padded(model.intermediate_size);
-  size_t scratch_bytes = attend_scratch_bytes(model.head_dim, std::max(kQueryBlock, model.queries_per_kv()));
+  const int num_queries = std::max(kQueryBlock, model.queries_per_kv());
+  size_t scratch_bytes = attend_scratch_bytes(model.head_dim, num_queries);
   for_each_matrix(model, [&](const Matrix& m) { scratch_bytes = std::max(scratch_bytes, linear_scratch_bytes(m)); });
 
   shared = take_workspace(kBlockColumns);
@@ -59,13 +64,14 @@ void Session::lay_out() {
   activated = arena_.take<float>(columns * static_cast<size_t>(model.intermediate_size));
   attn_out = arena_.take<float>(columns * hidden_rows);
   mlp_out = arena_.take<float>(columns * hidden_rows);
-  positions = arena_.take<int32_t>(std::max<size_t>(columns, static_cast<size_t>(model.num_heads)));
   for (ThreadBuffers& thread : threads) {
     thread.own = take_workspace(kOwnColumns);
     thread.scratch = arena_.take<uint8_t>(scratch_bytes);
     thread.logits = arena_.take<float>(kLogitTile);
+    thread.positions = arena_.take<int32_t>(num_queries);
   }
   take_rope_tables();
+  call_columns = arena_.take<Column>(times(static_cast<size_t>(num_sequences), static_cast<size_t>(max_context)));
   take_cache();
 }
 
@@ -100,12 +106,14 @@ void Session::take_rope_tables() {
 }
 
 void Session::take_cache() {
-  const size_t element = kv_kind == PJ_F32 ? 4 : 2;
   const size_t positions_padded = static_cast<size_t>(padded(max_context));
-  const size_t bytes = times(times(positions_padded, static_cast<size_t>(model.head_dim)), element);
+  const size_t elements = times(positions_padded, static_cast<size_t>(model.head_dim));
+  const size_t bytes = times(elements, kv_element_bytes(kv_kind)), scales = kv_kind == PJ_I8 ? positions_padded : 0;
   for (KvHead& head : kv) {
     head.keys = arena_.take<uint8_t>(bytes);
     head.values = arena_.take<uint8_t>(bytes);
+    head.key_scales = arena_.take<float>(scales);
+    head.value_scales = arena_.take<float>(scales);
     head.kind = kv_kind;
   }
 }

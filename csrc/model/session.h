@@ -1,4 +1,4 @@
-// A conversation with a model: the KV cache, and every buffer that a forward pass writes.
+// Conversations with a model: their KV caches, and every buffer that a forward pass writes.
 #pragma once
 #include <atomic>
 #include <memory>
@@ -31,9 +31,17 @@ struct Workspace {
 };
 
 struct ThreadBuffers {
-  Workspace own;  // [kOwnColumns]
-  void* scratch;  // of the kernels
-  float* logits;  // [kLogitTile]
+  Workspace own;       // [kOwnColumns]
+  void* scratch;       // of the kernels
+  float* logits;       // [kLogitTile]
+  int32_t* positions;  // [max(kQueryBlock, queries_per_kv)] of queries attended together
+};
+
+// What goes through the layers: a token at a position of the sequence whose cache it joins. Columns of all sequences
+// are alike, so nothing else in a forward pass knows that there are several.
+struct Column {
+  int32_t token, position;
+  const KvHead* cache;  // [layer][kv head] of its sequence
 };
 
 struct RopeTable {
@@ -43,13 +51,13 @@ struct RopeTable {
 };
 
 struct Session {
-  Session(const Model& model, int max_context, int num_threads, pj_kind kv_kind);
+  Session(const Model& model, int max_context, int num_sequences, int num_threads, pj_kind kv_kind);
 
   const Model& model;
   const Kernels& kernels;
   const int max_context;
+  const int num_sequences;
   const pj_kind kv_kind;
-  int length = 0;
   std::atomic<bool> cancelled{false};
   Team team;
 
@@ -60,14 +68,16 @@ struct Session {
   float *gate, *up;           // [column][padded intermediate_size]
   float* activated;           // [column][intermediate_size]
   float *attn_out, *mlp_out;  // [column][padded hidden]
-  int32_t* positions;         // [max(kBlockColumns, num_heads)]
+  Column* call_columns;       // [num_sequences * max_context] of the call under way
   std::vector<ThreadBuffers> threads;
   std::vector<RopeTable> ropes;
-  std::vector<KvHead> kv;  // [layer][kv head]
+  std::vector<KvHead> kv;         // [sequence][layer][kv head]
+  std::vector<int> lengths;       // [sequence]
+  std::vector<int> next_lengths;  // [sequence] once the call under way has succeeded
 
   size_t bytes() const { return arena_.size(); }
-  const KvHead& kv_head(size_t layer, int head) const {
-    return kv[layer * static_cast<size_t>(model.num_kv_heads) + static_cast<size_t>(head)];
+  const KvHead* cache(int sequence) const {
+    return &kv[static_cast<size_t>(sequence) * model.layers.size() * static_cast<size_t>(model.num_kv_heads)];
   }
 
  private:
@@ -83,7 +93,14 @@ struct Session {
 
 inline int padded(int rows) { return (rows + PJ_LANES - 1) / PJ_LANES * PJ_LANES; }
 
-// Appends tokens; see pj_forward. Throws Error and leaves the session as it was.
-void forward(Session& session, const int32_t* tokens, int num_tokens, float* logits, int num_logits);
+// See pj_forward and the others. They throw Error and leave the session as it was.
+void forward(Session& session, const int32_t* tokens, const int32_t* sequences, int num_tokens, float* logits,
+             int num_logits);
+int check_sequence(const Session& session, int sequence);  // that there is such a one
+void truncate(Session& session, int sequence, int length);
+void fork(Session& session, int from, int to, int length);
+size_t state_bytes(const Session& session, int length);
+void export_state(const Session& session, int sequence, uint8_t* state);
+void import_state(Session& session, int sequence, const uint8_t* state, int length);
 
 }  // namespace penjing

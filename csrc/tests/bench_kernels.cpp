@@ -101,12 +101,16 @@ void bench_attend(const Kernels& k, const Kernels& oracle, int context, int quer
   };
   run(oracle, expected);
   const double seconds = best_seconds([&] { run(k, y); });
-  const std::string name = std::string(k.name) + " attend " + (kind == PJ_F16 ? "f16" : "f32") + " context " +
-                           std::to_string(context) + " queries " + std::to_string(queries);
+  const std::string name = std::string(k.name) + " attend " +
+                           (kind == PJ_I8    ? "i8"
+                            : kind == PJ_F16 ? "f16"
+                                             : "f32") +
+                           " context " + std::to_string(context) + " queries " + std::to_string(queries);
   require_same(name, y, expected);
   double pairs = 0;
   for (int position : positions) pairs += position + 1;
-  print(name, 2.0 * kHead * pairs, 2.0 * kHead * context * (kind == PJ_F16 ? 2 : 4), seconds);
+  print(name, 2.0 * kHead * pairs, 2.0 * kHead * context * static_cast<double>(penjing::kv_element_bytes(kind)),
+        seconds);
 }
 
 void bench_quantize(const Kernels& k, int columns, int cols, int group) {
@@ -166,7 +170,7 @@ int main(int argc, char** argv) {
     }
   }
   if (wanted("attend")) {
-    for (pj_kind kind : {PJ_F16, PJ_F32}) {
+    for (pj_kind kind : {PJ_I8, PJ_F16, PJ_F32}) {
       for (int queries : {1, 3, 512}) bench_attend(k, oracle, 512, queries, kind);
     }
   }

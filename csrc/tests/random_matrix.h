@@ -121,9 +121,11 @@ struct RandomColumns {
 // `length` random positions in a cache with room for whole blocks of 16; what is not stored is NaN.
 struct RandomCache {
   RandomCache(Random& random, const Kernels& kernels, pj_kind kind, int head_dim, int length)
-      : keys((length + 15) / 16 * 16 * static_cast<size_t>(head_dim) * (kind == PJ_F16 ? 2 : 4), 0xff),
+      : keys((length + 15) / 16 * 16 * static_cast<size_t>(head_dim) * kv_element_bytes(kind), 0xff),
         values(keys.size(), 0xff),
-        head{keys.data(), values.data(), kind} {
+        key_scales((length + 15) / 16 * 16, std::nanf("")),
+        value_scales(key_scales),
+        head{keys.data(), values.data(), kind, key_scales.data(), value_scales.data()} {
     std::vector<float> key(head_dim), value(head_dim);
     for (int position = 0; position < length; ++position) {
       for (int d = 0; d < head_dim; ++d) {
@@ -136,6 +138,7 @@ struct RandomCache {
   RandomCache(const RandomCache&) = delete;
 
   std::vector<uint8_t> keys, values;
+  std::vector<float> key_scales, value_scales;
   KvHead head;
 };
 

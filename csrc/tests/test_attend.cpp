@@ -1,4 +1,5 @@
 // The cache and attention over it.
+#include <algorithm>
 #include <cmath>
 #include <limits>
 
@@ -14,9 +15,11 @@ struct Case {
   int repeats;  // queries at one position: heads that share keys and values
 
   std::string name() const {
-    return std::string(kind == PJ_F16 ? " f16" : " f32") + " dim " + std::to_string(head_dim) + " length " +
-           std::to_string(length) + " queries " + std::to_string(queries) + " window " + std::to_string(window) +
-           " repeats " + std::to_string(repeats);
+    return std::string(kind == PJ_I8    ? " i8"
+                       : kind == PJ_F16 ? " f16"
+                                        : " f32") +
+           " dim " + std::to_string(head_dim) + " length " + std::to_string(length) + " queries " +
+           std::to_string(queries) + " window " + std::to_string(window) + " repeats " + std::to_string(repeats);
   }
 };
 
@@ -54,8 +57,13 @@ struct Problem {
   std::vector<int32_t> positions;
 };
 
-float cached(const KvHead& head, const void* array, size_t at, const Kernels& oracle) {
+// Element `at` of keys or values, which belongs to `position`.
+float cached(const KvHead& head, const void* array, size_t at, int position, const Kernels& oracle) {
   if (head.kind == PJ_F32) return static_cast<const float*>(array)[at];
+  if (head.kind == PJ_I8) {
+    const float* scales = array == head.keys ? head.key_scales : head.value_scales;
+    return static_cast<float>(static_cast<const int8_t*>(array)[at]) * scales[position];
+  }
   Matrix w = {};  // one row of one float16: read_row does the conversion
   uint16_t panel[16] = {static_cast<const uint16_t*>(array)[at]};
   w.kind = PJ_F16;
@@ -77,7 +85,7 @@ bool is_right(const Problem& p, const std::vector<float>& out, const Kernels& or
       double dot = 0, terms = 0;
       for (int d = 0; d < dim; ++d) {
         const double product = static_cast<double>(p.q[r * p.ld() + d]) *
-                               cached(p.cache.head, p.cache.head.keys, (i / 16 * dim + d) * 16ull + i % 16, oracle);
+                               cached(p.cache.head, p.cache.head.keys, (i / 16 * dim + d) * 16ull + i % 16, i, oracle);
         dot += product;
         terms += std::fabs(product);
       }
@@ -89,7 +97,7 @@ bool is_right(const Problem& p, const std::vector<float>& out, const Kernels& or
       const double weight = std::exp(score[i - first] - largest);
       total += weight;
       for (int d = 0; d < dim; ++d) {
-        const double value = cached(p.cache.head, p.cache.head.values, static_cast<size_t>(i) * dim + d, oracle);
+        const double value = cached(p.cache.head, p.cache.head.values, static_cast<size_t>(i) * dim + d, i, oracle);
         sum[d] += weight * value;
         largest_value = std::max(largest_value, std::fabs(value));
       }
@@ -140,7 +148,7 @@ void check_wild_scores(const Tables& tables) {
 
 // What store_kv writes, and that it writes nothing else.
 void check_store(const Tables& tables, pj_kind kind, int dim) {
-  const size_t element = kind == PJ_F16 ? 2 : 4;
+  const size_t element = kv_element_bytes(kind);
   Random random(8);
   std::vector<float> key(dim), value(dim);
   const float special[] = {0.0f,
@@ -161,22 +169,30 @@ void check_store(const Tables& tables, pj_kind kind, int dim) {
     key[d] = d % 2 ? special[d / 2 % 14] : random.normal();
     value[d] = std::ldexp(random.normal(), random.below(60) - 30);
   }
+  float largest_value = 0.0f;
+  for (float x : value) largest_value = std::fmax(largest_value, std::fabs(x));
+  if (kind == PJ_I8) std::replace_if(key.begin(), key.end(), [](float x) { return !(std::fabs(x) < 1e5f); }, 1.0f);
   std::vector<uint8_t> first_keys, first_values;
   for (const Kernels* k : tables) {
     std::vector<uint8_t> keys(32 * dim * element, 0xee), values(keys);
-    const KvHead head = {keys.data(), values.data(), kind};
+    std::vector<float> scales(32, -1.0f), value_scales(scales);
+    const KvHead head = {keys.data(), values.data(), kind, scales.data(), value_scales.data()};
     k->store_kv(head, dim, 19, key.data(), value.data());
     if (first_keys.empty()) first_keys = keys, first_values = values;
     check(keys == first_keys && values == first_values, std::string(k->name) + " store_kv like scalar");
     bool ok = true;
+    for (int i = 0; i < 32; ++i) ok = ok && (scales[i] >= 0) == (kind == PJ_I8 && i == 19);
     for (size_t i = 0; i < keys.size(); ++i) {
       const size_t at = i / element;  // [position / 16][dim][16] and [position][dim]
       ok = ok && (keys[i] != 0xee) <= (at / 16 / dim == 1 && at % 16 == 3);
       ok = ok && (values[i] != 0xee) <= (at / dim == 19);
     }
     for (int d = 0; d < dim; ++d) {
-      const float got = cached(head, values.data(), 19ull * dim + d, tables.oracle());
-      const float tolerance = kind == PJ_F32 ? 0.0f : std::fmax(std::fabs(value[d]) * 0x1p-11f, 0x1p-25f);
+      const float got = cached(head, values.data(), 19ull * dim + d, 19, tables.oracle());
+      const float half_step = 0.5001f * largest_value / 127;
+      const float tolerance = kind == PJ_I8    ? half_step
+                              : kind == PJ_F32 ? 0.0f
+                                               : std::fmax(std::fabs(value[d]) * 0x1p-11f, 0x1p-25f);
       ok = ok && (std::fabs(value[d]) >= 65520.0f || std::fabs(got - value[d]) <= tolerance);
     }
     check(ok, std::string(k->name) + " store_kv in its place");
@@ -186,7 +202,7 @@ void check_store(const Tables& tables, pj_kind kind, int dim) {
 }  // namespace
 
 void test_attend(const Tables& tables) {
-  for (pj_kind kind : {PJ_F16, PJ_F32}) {
+  for (pj_kind kind : {PJ_F16, PJ_F32, PJ_I8}) {
     for (int dim : {2, 10, 64, 96, 128, 18, 258}) {
       check_store(tables, kind, dim);
       for (int length : {1, 15, 16, 17, 64, 65, 150}) {

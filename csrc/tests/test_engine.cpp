@@ -91,9 +91,9 @@ struct SessionFree {
 };
 using OpenSession = std::unique_ptr<pj_session, SessionFree>;
 
-OpenSession open(const TinyModel& model, int threads, int context = kContext) {
+OpenSession open(const TinyModel& model, int threads, int context = kContext, int sequences = 1, int kind = PJ_F16) {
   pj_session* session = nullptr;
-  check(pj_session_create(model.model(), context, threads, PJ_F16, &session) == PJ_OK, "a session opens");
+  check(pj_session_create(model.model(), context, sequences, threads, kind, &session) == PJ_OK, "a session opens");
   return OpenSession(session);
 }
 
@@ -109,7 +109,7 @@ std::vector<float> logits_of(pj_session* session, const std::vector<int32_t>& to
   std::vector<float> logits = poisoned(tokens.size() * kVocab);
   for (int at = 0, count = static_cast<int>(tokens.size()); at < count; at += piece) {
     const int now = std::min(piece, count - at);
-    const int status = pj_forward(session, tokens.data() + at, now, logits.data() + at * kVocab, now);
+    const int status = pj_forward(session, tokens.data() + at, nullptr, now, logits.data() + at * kVocab, now);
     check(status == PJ_OK, std::string("a pass: ") + pj_last_error());
   }
   return logits;
@@ -124,6 +124,36 @@ void test_same_bytes(const TinyModel& model) {
             std::to_string(threads) + " threads, " + std::to_string(piece) + " tokens at a time");
     }
   }
+}
+
+// Sequences that take tokens in turns, one forked halfway, one carried to another session: each as if it were alone.
+void test_sequences(const TinyModel& model, int threads, int kind) {
+  const std::vector<int32_t> tokens = prompt_of(90);
+  const size_t half = 45, count = tokens.size();
+  const std::vector<float> expected = logits_of(open(model, 1, kContext, 1, kind).get(), tokens, 90);
+  const float* last = &expected[(count - 1) * kVocab];
+  const OpenSession session = open(model, threads, kContext, 4, kind), other = open(model, 1, kContext, 1, kind);
+  std::vector<int32_t> turns, sequences;
+  const auto take_turns = [&](size_t begin, size_t end, int among, std::vector<float>& logits) {
+    turns.clear(), sequences.clear();
+    for (size_t i = begin; i < end; ++i) {
+      for (int s = 0; s < among; ++s) turns.push_back(tokens[i]), sequences.push_back(s);
+    }
+    logits = poisoned(static_cast<size_t>(among) * kVocab);
+    check(pj_forward(session.get(), turns.data(), sequences.data(), static_cast<int>(turns.size()), logits.data(),
+                     among) == PJ_OK,
+          "sequences in turns");
+  };
+  std::vector<float> logits;
+  take_turns(0, half, 3, logits);
+  check(pj_session_fork(session.get(), 1, 3, static_cast<int>(half)) == PJ_OK, "a fork");
+  std::vector<uint8_t> state(pj_session_state_bytes(session.get(), static_cast<int>(half)));
+  check(pj_session_export(session.get(), 3, state.data()) == PJ_OK, "a state goes out");
+  check(pj_session_import(other.get(), 0, state.data(), static_cast<int>(half)) == PJ_OK, "and in");
+  take_turns(half, count, 4, logits);
+  for (size_t s = 0; s < 4; ++s) check(same(&logits[s * kVocab], last, kVocab), "one of four sequences");
+  const std::vector<int32_t> rest(tokens.begin() + half, tokens.end());
+  check(same(&logits_of(other.get(), rest, 9)[(rest.size() - 1) * kVocab], last, kVocab), "a sequence carried over");
 }
 
 void test_side_by_side(const TinyModel& model) {
@@ -148,13 +178,14 @@ void test_cancel(const TinyModel& model, int threads) {
   });
   int status = PJ_OK;
   for (int attempt = 0; attempt < 50 && status == PJ_OK; ++attempt) {  // a slow start of the canceller may miss one
-    pj_session_truncate(session.get(), static_cast<int>(first.size()));
-    status = pj_forward(session.get(), tokens.data(), static_cast<int>(tokens.size()), nullptr, 0);
+    pj_session_truncate(session.get(), 0, static_cast<int>(first.size()));
+    status = pj_forward(session.get(), tokens.data(), nullptr, static_cast<int>(tokens.size()), nullptr, 0);
   }
   done.store(true);
   canceller.join();
   check(status == PJ_CANCELLED, "a cancel arrives");
-  check(pj_session_length(session.get()) == static_cast<int>(first.size()), "a cancelled pass leaves the length alone");
+  check(pj_session_length(session.get(), 0) == static_cast<int>(first.size()),
+        "a cancelled pass leaves the length alone");
   const OpenSession untouched = open(model, 1);
   logits_of(untouched.get(), first, 20);
   check(same(logits_of(session.get(), first, 5), logits_of(untouched.get(), first, 20)),
@@ -165,12 +196,12 @@ void test_errors(const TinyModel& model) {
   const OpenSession session = open(model, 2, 8), untouched = open(model, 2, 8);
   const std::vector<int32_t> tokens = prompt_of(9);
   const int32_t outside[] = {0, kVocab}, negative[] = {-1};
-  check(pj_forward(session.get(), tokens.data(), 9, nullptr, 0) == PJ_CONTEXT_FULL, "too many tokens");
-  check(pj_forward(session.get(), tokens.data(), 0, nullptr, 0) == PJ_BAD_ARGUMENT, "no tokens");
-  check(pj_forward(session.get(), outside, 2, nullptr, 0) == PJ_BAD_ARGUMENT, "a token past the vocabulary");
-  check(pj_forward(session.get(), negative, 1, nullptr, 0) == PJ_BAD_ARGUMENT, "a negative token");
-  check(pj_session_truncate(session.get(), 1) == PJ_BAD_ARGUMENT, "more kept than there is");
-  check(pj_session_length(session.get()) == 0, "errors leave the length alone");
+  check(pj_forward(session.get(), tokens.data(), nullptr, 9, nullptr, 0) == PJ_CONTEXT_FULL, "too many tokens");
+  check(pj_forward(session.get(), tokens.data(), nullptr, 0, nullptr, 0) == PJ_BAD_ARGUMENT, "no tokens");
+  check(pj_forward(session.get(), outside, nullptr, 2, nullptr, 0) == PJ_BAD_ARGUMENT, "a token past the vocabulary");
+  check(pj_forward(session.get(), negative, nullptr, 1, nullptr, 0) == PJ_BAD_ARGUMENT, "a negative token");
+  check(pj_session_truncate(session.get(), 0, 1) == PJ_BAD_ARGUMENT, "more kept than there is");
+  check(pj_session_length(session.get(), 0) == 0, "errors leave the length alone");
   const std::vector<int32_t> few(tokens.begin(), tokens.begin() + 8);
   check(same(logits_of(session.get(), few, 8), logits_of(untouched.get(), few, 8)), "usable after errors");
 }
@@ -181,8 +212,8 @@ void test_open_close(const TinyModel& model, int times) {
     pj_session* session = nullptr;
     const int32_t token = i % kVocab;
     const bool opened = pj_model_create(&model.description(), &again) == PJ_OK &&
-                        pj_session_create(again, 16, 1 + i % 3, i % 2 ? PJ_F16 : PJ_F32, &session) == PJ_OK;
-    if (!opened || pj_forward(session, &token, 1, nullptr, 0) != PJ_OK) check(false, "opening again");
+                        pj_session_create(again, 16, 1, 1 + i % 3, i % 2 ? PJ_F16 : PJ_F32, &session) == PJ_OK;
+    if (!opened || pj_forward(session, &token, nullptr, 1, nullptr, 0) != PJ_OK) check(false, "opening again");
     pj_session_free(session);
     pj_model_free(again);
   }
@@ -203,6 +234,9 @@ int main() {
   if (counts().failed) return 1;
   test_same_bytes(model);
   test_side_by_side(model);
+  for (int kind : {PJ_F16, PJ_F32, PJ_I8}) {
+    for (int threads : {1, 3}) test_sequences(model, threads, kind);
+  }
   for (int threads : {1, 2, 4}) test_cancel(model, threads);
   test_errors(model);
   test_open_close(model, 1000);

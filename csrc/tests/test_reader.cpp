@@ -208,8 +208,8 @@ bool use(const std::string& bytes) {
   std::vector<float> logits(static_cast<size_t>(vocab_size));
   const int32_t tokens[] = {0, vocab_size - 1, vocab_size / 2};
   if (pj_model_create(pj_file_model(file), &model) == PJ_OK &&
-      pj_session_create(model, 8, 1, PJ_F16, &session) == PJ_OK) {
-    pj_forward(session, tokens, 3, logits.data(), 1);
+      pj_session_create(model, 8, 1, 1, PJ_F16, &session) == PJ_OK) {
+    pj_forward(session, tokens, nullptr, 3, logits.data(), 1);
   }
   pj_session_free(session);
   pj_model_free(model);

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from penjing.errors import PenjingError
+from penjing.files import os_error
+
+if TYPE_CHECKING:
+    from penjing.runtime.constrain import Kind
 
 MaxTokens = Annotated[int, typer.Option("--max-tokens", min=1, help="Most tokens of an answer.")]
 Temperature = Annotated[float, typer.Option("--temperature", help="0 takes the likeliest token.")]
@@ -19,3 +26,34 @@ System = Annotated[str, typer.Option("--system", help="A system message.", show_
 Seed = Annotated[
     int | None, typer.Option("--seed", min=0, help="Same seed, same words; default: by chance.", show_default=False)
 ]
+JsonSchema = Annotated[
+    Path | None,
+    typer.Option("--json-schema", metavar="FILE", help="Answer with JSON that fits this schema.", show_default=False),
+]
+Regex = Annotated[
+    str | None, typer.Option("--regex", help="Answer with text that matches all of this.", show_default=False)
+]
+Grammar = Annotated[
+    Path | None,
+    typer.Option("--grammar", metavar="FILE", help="Answer with text of this Lark grammar.", show_default=False),
+]
+
+
+def form(json_schema: Path | None, regex: str | None, grammar: Path | None) -> tuple[Kind, str] | None:
+    """What kind of form an answer must have, and its text; None: any. Raises PenjingError for more than one."""
+    forms: list[tuple[Kind, Path | str | None]] = [("json_schema", json_schema), ("regex", regex), ("grammar", grammar)]
+    given = [(kind, value) for kind, value in forms if value is not None]
+    if len(given) > 1:
+        raise PenjingError("an answer has one form", where="--json-schema, --regex, --grammar", attempt="one of them")
+    for kind, value in given:
+        return kind, value if isinstance(value, str) else _read(value)
+    return None
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise os_error(error, path) from error
+    except UnicodeDecodeError as error:
+        raise PenjingError("not UTF-8 text", where=str(path)) from error

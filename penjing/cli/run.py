@@ -27,6 +27,9 @@ def command(
     repetition_penalty: options.Penalty = 1.0,
     stop: options.Stop = None,
     seed: options.Seed = None,
+    json_schema: options.JsonSchema = None,
+    regex: options.Regex = None,
+    grammar: options.Grammar = None,
     context: Context = 2048,
     threads: Threads = None,
     as_json: Json = False,
@@ -37,7 +40,9 @@ def command(
     text = sys.stdin.read() if prompt == "-" else prompt
     settings: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
     settings |= {"repetition_penalty": repetition_penalty, "seed": seed}
+    form = options.form(json_schema, regex, grammar)
     with api.open(model, context=context, threads=threads) as opened:
+        settings["constraint"] = opened.constraint(*form) if form else None
         if raw or not (opened.checkpoint.chat_template or system):
             generation = opened.stream(text, max_tokens=max_tokens, stop=stop or (), **settings)
         else:

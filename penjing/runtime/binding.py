@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 import penjing
 from penjing.errors import PenjingError
 
-ABI_VERSION: Final = 1
+ABI_VERSION: Final = 2
 MAX_ROPES: Final = 8
 
 BAD_ARGUMENT: Final = 1
@@ -26,6 +26,7 @@ CONTEXT_FULL: Final = 5
 
 ABSENT: Final = 0
 KINDS: Final = {"codes": 1, "f32": 2, "f16": 3, "bf16": 4}
+KV_KINDS: Final = {"f32": 2, "f16": 3, "i8": 5}
 ACTIVATIONS: Final = {"silu": 0, "gelu": 1, "gelu_tanh": 2}
 QK_NORMS: Final = {"none": 0, "head": 1, "full": 2}
 
@@ -122,12 +123,16 @@ _FUNCTIONS: Final[dict[str, tuple[Any, tuple[Any, ...]]]] = {
     "pj_isa": (c_char_p, ()),
     "pj_model_create": (c_int, (POINTER(ModelDesc), POINTER(c_void_p))),
     "pj_model_free": (None, (c_void_p,)),
-    "pj_session_create": (c_int, (c_void_p, c_int, c_int, c_int, POINTER(c_void_p))),
+    "pj_session_create": (c_int, (c_void_p, c_int, c_int, c_int, c_int, POINTER(c_void_p))),
     "pj_session_free": (None, (c_void_p,)),
     "pj_session_bytes": (c_size_t, (c_void_p,)),
-    "pj_session_length": (c_int, (c_void_p,)),
-    "pj_session_truncate": (c_int, (c_void_p, c_int)),
-    "pj_forward": (c_int, (c_void_p, c_void_p, c_int, c_void_p, c_int)),
+    "pj_session_length": (c_int, (c_void_p, c_int)),
+    "pj_session_truncate": (c_int, (c_void_p, c_int, c_int)),
+    "pj_session_fork": (c_int, (c_void_p, c_int, c_int, c_int)),
+    "pj_session_state_bytes": (c_size_t, (c_void_p, c_int)),
+    "pj_session_export": (c_int, (c_void_p, c_int, c_void_p)),
+    "pj_session_import": (c_int, (c_void_p, c_int, c_void_p, c_int)),
+    "pj_forward": (c_int, (c_void_p, c_void_p, c_void_p, c_int, c_void_p, c_int)),
     "pj_session_cancel": (None, (c_void_p,)),
     "pj_probe_read": (c_double, (c_size_t, c_int, c_int)),
     "pj_probe_int8": (c_double, (c_int, c_int)),

@@ -106,6 +106,7 @@ class Conversation:
             stop=stop,
             eos=self._eos,
             cached=self._cached,
+            speculate=True,
         )
         return self._answer(asked, generation)
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from penjing.errors import PenjingError
 from penjing.runtime.sampling import Sampler
+from penjing.runtime.speculate import Speculation
 
 StopReason = Literal["eos", "stop", "length", "context", "cancelled"]
 
@@ -176,12 +177,14 @@ def generate(
     stop: Sequence[str] = (),
     eos: Collection[int] = (),
     cached: list[int] | None = None,
+    speculate: bool = False,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Generation:
     """Continue `prompt_ids`, a piece of text at a time. Nothing is computed before the first piece is asked for.
 
     eos: tokens that end the text. cached: the tokens that the session holds; where the prompt begins like them nothing
-    is computed again, and the list is kept up to date. None: start afresh. Raises PenjingError, here already, for an
+    is computed again, and the list is kept up to date. None: start afresh. speculate: evaluate what seems to come ahead
+    of time where that pays (see speculate.py); the text stays the same. Raises PenjingError, here already, for an
     empty prompt and for one that does not fit the context.
     """
     if not len(prompt_ids):
@@ -203,6 +206,7 @@ def generate(
         stops=StopStrings(stop),
         eos=frozenset(eos),
         held=[] if cached is None else cached,
+        speculate=speculate,
         clock=clock,
     )
     return Generation(run)
@@ -218,6 +222,7 @@ class _Run:
     stops: StopStrings
     eos: frozenset[int]
     held: list[int]  # tokens that the session holds
+    speculate: bool
     clock: Callable[[], float]
     result: Result | None = None
 
@@ -230,6 +235,7 @@ class _Run:
         try:
             logits_V = self._feed(self.prompt[num_cached:])
             prefilled = self.clock()
+            speculation = Speculation(self.session, self.held, clock=self.clock) if self.speculate else None
             while True:
                 token = self.sampler(logits_V, self.prompt + drawn)
                 drawn.append(token)
@@ -239,7 +245,12 @@ class _Run:
                 reason = self._end(drawn)
                 if reason:
                     break
-                logits_V = self._feed([token])
+                if speculation:
+                    logits_V = speculation.feed(token, self._room(len(drawn)))
+                else:
+                    logits_V = self._feed([token])
+            if speculation:
+                speculation.settle()
             rest = self.stops.add(detokenizer.flush())
             reason = "stop" if self.stops.found else reason
             if rest := rest + self.stops.flush():
@@ -261,7 +272,11 @@ class _Run:
             return "stop"
         if len(drawn) == self.max_tokens:
             return "length"
-        return "context" if self.session.length >= self.session.context else None
+        return "context" if len(self.held) >= self.session.context else None
+
+    def _room(self, num_drawn: int) -> int:
+        """How many tokens can follow the one that is fed now, which the last of them need not be."""
+        return min(self.max_tokens - num_drawn - 1, self.session.context - len(self.held) - 1)
 
     def _forget_what_differs(self) -> int:
         """Keep in the session only the beginning that it shares with the prompt; how many tokens that is."""

@@ -6,6 +6,10 @@ The engine reads what it is pointed to and cannot tell how long an array is, so 
 from __future__ import annotations
 
 import ctypes
+import dataclasses
+import functools
+import hashlib
+import json
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -38,6 +42,7 @@ class Model:
         self.architecture = architecture
         self._keep: list[Any] = []
         self._left = dict(tensors)
+        self._tensors, self._layouts = dict(tensors), dict(layouts)
         self._where = where
         description = self._describe(layouts)
         if self._left:
@@ -51,6 +56,18 @@ class Model:
         if handle:
             binding.library().pj_model_free(handle)
         self._keep.clear()
+        self._tensors.clear()
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """sha256 over all that its answers depend on: architecture, layouts and every array."""
+        layouts = {name: dataclasses.asdict(layout) for name, layout in self._layouts.items()}
+        digest = hashlib.sha256(self.architecture.to_json().encode())
+        digest.update(json.dumps(layouts, sort_keys=True).encode())
+        for name, array in sorted(self._tensors.items()):
+            digest.update(f"\n{name} {array.dtype} {array.shape}\n".encode())
+            digest.update(array.data)
+        return digest.hexdigest()
 
     def _describe(self, layouts: Mapping[str, Layout]) -> binding.ModelDesc:
         arch = self.architecture

@@ -38,6 +38,11 @@ def round_head_input(x: Array, group_size: int) -> Array:
     return both
 
 
+def round_cached(x_TKD: Array) -> Array:
+    """Keys or values as 8-bit codes, a scale for each position and head: what the engine keeps as `i8`."""
+    return round_activations(x_TKD, x_TKD.shape[-1])
+
+
 def linear(x_TI: Array, weight_OI: Array, bias_O: Array | None = None) -> Array:
     y_TO = x_TI @ weight_OI.T
     return y_TO if bias_O is None else y_TO + bias_O
@@ -110,7 +115,7 @@ class Decoder:
     weights: canonical names (see architecture.py) to arrays, matrices [O, I].
     rounded: name of a matrix ("embed": a tied head) to the group size in which its input is rounded to 8 bits;
     others read it as it is.
-    kv: numpy type in which keys and values are kept.
+    kv: what keeping them does to keys and values [T, K, D]: a numpy type, or `round_cached`.
     """
 
     def __init__(
@@ -120,12 +125,12 @@ class Decoder:
         *,
         dtype: type[np.floating[Any]] = np.float64,
         rounded: Mapping[str, int] | None = None,
-        kv: type[np.floating[Any]] | None = None,
+        kv: Callable[[Array], Array] | None = None,
     ) -> None:
         self.architecture = architecture
         self.dtype = dtype
         self.rounded = dict(rounded or {})
-        self.kv = kv or dtype
+        self.kept: Callable[[Array], Array] = kv or (lambda x: x)
         self.weights = {name: weight.astype(dtype) for name, weight in weights.items()}
         empty = np.empty((0, architecture.num_kv_heads, architecture.head_dim), dtype)
         self.keys = [empty] * architecture.num_layers
@@ -171,8 +176,8 @@ class Decoder:
         if arch.layer_rope[n] >= 0:
             cos_TR, sin_TR = rope_tables(arch.ropes[arch.layer_rope[n]], positions)
             q, k = rotate(q, cos_TR, sin_TR), rotate(k, cos_TR, sin_TR)
-        self.keys[n] = np.concatenate([self.keys[n], k.astype(self.kv).astype(self.dtype)])
-        self.values[n] = np.concatenate([self.values[n], v.astype(self.kv).astype(self.dtype)])
+        self.keys[n] = np.concatenate([self.keys[n], self.kept(k).astype(self.dtype)])
+        self.values[n] = np.concatenate([self.values[n], self.kept(v).astype(self.dtype)])
         q = q * self.dtype(arch.attention_scale)
         out = attend(q, self.keys[n], self.values[n], window=arch.layer_window[n])
         return self._linear(prefix + "o", out.reshape(num, -1))

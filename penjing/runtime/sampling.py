@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,13 +22,20 @@ TINY = float(np.finfo(np.float32).tiny)
 Candidates = tuple[NDArray[np.int64] | None, NDArray[np.float32]]  # token ids (None: all of them), their logits
 
 
+class Constraint(Protocol):
+    """What an answer may be (see constrain.py)."""
+
+    def allow(self, logits_V: NDArray[np.float32]) -> NDArray[np.float32]: ...
+    def accept(self, token: int) -> None: ...
+
+
 class Sampler:
     """Draws tokens. The same seed draws the same tokens from the same logits.
 
     temperature: 0 takes the most likely token and ignores the filters. top_k: 0 is off. top_p: 1 is off.
     min_p: a token needs this fraction of the best token's probability; 0 is off.
     repetition_penalty: divides positive, multiplies negative logits of tokens seen before; 1 is off (arXiv:1909.05858).
-    seed: None takes one from the system.
+    seed: None takes one from the system. constraint: tokens that it does not allow are never drawn; for one answer.
     """
 
     def __init__(
@@ -38,6 +46,7 @@ class Sampler:
         min_p: float = 0.0,
         repetition_penalty: float = 1.0,
         seed: int | None = None,
+        constraint: Constraint | None = None,
     ) -> None:
         _require("temperature", temperature, 0 <= temperature < math.inf, "a number from 0 up, such as 0.7")
         _require("top_k", top_k, top_k >= 0 and top_k == int(top_k), "a whole number from 0 (off) up")
@@ -50,11 +59,21 @@ class Sampler:
         self.top_p = top_p
         self.min_p = min_p
         self.repetition_penalty = repetition_penalty
+        self.constraint = constraint
         self._random = np.random.default_rng(seed)
 
     def __call__(self, logits_V: NDArray[np.float32], history: Sequence[int]) -> int:
         """The next token, given the tokens so far. -inf forbids a token. Raises PenjingError on NaN or +inf."""
         _check(logits_V)
+        if self.constraint is None:
+            return self._draw(logits_V, history)
+        allowed_V = self.constraint.allow(logits_V)
+        _check(allowed_V)
+        token = self._draw(allowed_V, history)
+        self.constraint.accept(token)
+        return token
+
+    def _draw(self, logits_V: NDArray[np.float32], history: Sequence[int]) -> int:
         logits_V = penalize(logits_V, history, self.repetition_penalty)
         if self.temperature == 0:
             return int(logits_V.argmax())

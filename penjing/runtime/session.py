@@ -8,11 +8,12 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+import penjing
 from penjing.errors import PenjingError
 from penjing.evidence import num_cores
 from penjing.format.architecture import Architecture
@@ -20,19 +21,39 @@ from penjing.format.container import TOKENIZER, Container, open_container
 from penjing.format.pack import Layout
 from penjing.runtime import binding
 from penjing.runtime.model import Model
+from penjing.runtime.prefix import Prefix, read_prefix, write_prefix
 
 if TYPE_CHECKING:
     from typing import Self  # Python 3.11
 
-KvKind = Literal["f16", "f32"]
+KvKind = Literal["f16", "f32", "i8"]
 _INT32: Final = np.iinfo(np.int32)
 
 
-class Session:
-    """One conversation. All memory it ever needs is allocated when it opens.
+class Limits(NamedTuple):
+    """What a session is opened with."""
 
-    `context`: how many tokens it can hold. `threads`: all CPUs that this process may use by default; the results do
-    not depend on it. `kv`: how keys and values are kept.
+    context: int
+    sequences: int
+    threads: int
+    kv: KvKind
+
+    def check(self, where: str) -> None:
+        if self.kv not in binding.KV_KINDS:
+            kinds = " or ".join(binding.KV_KINDS)
+            raise PenjingError(f"keys and values of kind {self.kv!r}", where=where, attempt=kinds)
+        for name in ("context", "sequences", "threads"):
+            if not 1 <= (value := getattr(self, name)) <= _INT32.max:
+                raise PenjingError(f"{name} is {value}", where=where, attempt=f"{name} of at least 1")
+
+
+class Session:
+    """Conversations with a model. All memory they ever need is allocated when it opens.
+
+    `context`: how many tokens one can hold. `sequences`: how many there are, numbered from 0, which know nothing of
+    each other; where none is named it is the first. `threads`: all CPUs that this process may use by default; the
+    results do not depend on it. `kv`: how keys and values are kept; i8 is 8-bit codes
+    with a scale for each position and head, half the memory of f16.
     Methods may be called from any thread; calls of one session wait for each other, except `cancel`.
     """
 
@@ -41,13 +62,15 @@ class Session:
         container: Container | str | Path,
         *,
         context: int = 2048,
+        sequences: int = 1,
         threads: int | None = None,
         kv: KvKind = "f16",
     ) -> None:
         opened = container if isinstance(container, Container) else open_container(container)
         tensors = {name: opened.tensor(name) for name in opened.tensors if name != TOKENIZER}
         where = str(opened.path)
-        self._open(opened.architecture, opened.layouts, tensors, context, threads, kv, where, opened.check_unchanged)
+        limits = Limits(context, sequences, num_cores() if threads is None else threads, kv)
+        self._open(opened.architecture, opened.layouts, tensors, limits, where, opened.check_unchanged)
 
     @classmethod
     def from_tensors(
@@ -57,13 +80,15 @@ class Session:
         tensors: Mapping[str, NDArray[Any]],
         *,
         context: int = 2048,
+        sequences: int = 1,
         threads: int | None = None,
         kv: KvKind = "f16",
         where: str = "model",
     ) -> Self:
         """A session over arrays in memory: `tensors` as `Model` takes them. They must not change while it is open."""
         session = cls.__new__(cls)
-        session._open(architecture, layouts, tensors, context, threads, kv, where, lambda: None)
+        limits = Limits(context, sequences, num_cores() if threads is None else threads, kv)
+        session._open(architecture, layouts, tensors, limits, where, lambda: None)
         return session
 
     def _open(
@@ -71,9 +96,7 @@ class Session:
         architecture: Architecture,
         layouts: Mapping[str, Layout],
         tensors: Mapping[str, NDArray[Any]],
-        context: int,
-        threads: int | None,
-        kv: KvKind,
+        limits: Limits,
         where: str,
         check_unchanged: Callable[[], None],
     ) -> None:
@@ -83,16 +106,13 @@ class Session:
         self._process = os.getpid()
         self._where = where
         self._check_unchanged = check_unchanged
-        self._context, self._threads = context, num_cores() if threads is None else threads
+        self._limits = limits
         self._vocab_size = architecture.vocab_size
-        if kv not in ("f16", "f32"):
-            raise PenjingError(f"keys and values of kind {kv!r}", where=where, attempt="f16 or f32")
-        for name, value in (("context", self._context), ("threads", self._threads)):
-            if not 1 <= value <= _INT32.max:
-                raise PenjingError(f"{name} is {value}", where=where, attempt=f"{name} of at least 1")
+        limits.check(where)
+        self._tokens: list[list[int]] = [[] for _ in range(limits.sequences)]
         self._model = Model(architecture, layouts, tensors, where=where)
-        create = binding.library().pj_session_create
-        status = create(self._model.handle, self._context, self._threads, binding.KINDS[kv], ctypes.byref(self._handle))
+        sizes = (limits.context, limits.sequences, limits.threads, binding.KV_KINDS[limits.kv])
+        status = binding.library().pj_session_create(self._model.handle, *sizes, ctypes.byref(self._handle))
         binding.check(status, where=where)
 
     @property
@@ -101,18 +121,29 @@ class Session:
 
     @property
     def context(self) -> int:
-        """How many tokens it can hold."""
-        return self._context
+        """How many tokens a sequence can hold."""
+        return self._limits.context
+
+    @property
+    def sequences(self) -> int:
+        """How many sequences there are."""
+        return self._limits.sequences
 
     @property
     def threads(self) -> int:
-        return self._threads
+        return self._limits.threads
 
     @property
     def length(self) -> int:
-        """How many tokens it holds."""
+        """How many tokens the first sequence holds."""
+        return self.lengths[0]
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """How many tokens each sequence holds."""
         with self._work:
-            return int(binding.library().pj_session_length(self._open_handle()))
+            handle, length = self._open_handle(), binding.library().pj_session_length
+            return tuple(int(length(handle, sequence)) for sequence in range(self.sequences))
 
     @property
     def nbytes(self) -> int:
@@ -120,32 +151,95 @@ class Session:
         with self._work:
             return int(binding.library().pj_session_bytes(self._open_handle()))
 
-    def forward(self, tokens: Sequence[int] | NDArray[np.integer[Any]], num_logits: int = 1) -> NDArray[np.float32]:
+    def forward(
+        self,
+        tokens: Sequence[int] | NDArray[np.integer[Any]],
+        num_logits: int = 1,
+        *,
+        sequence: int | Sequence[int] | NDArray[np.integer[Any]] = 0,
+    ) -> NDArray[np.float32]:
         """Append tokens; logits of the last `num_logits` of them, float32 [num_logits, vocab_size].
 
+        sequence: where they go, one for all or one for each token. Those of different sequences may alternate; the
+        weights are read once for all, and every sequence gets the same bits as if it were alone.
         Raises PenjingError (an EngineError where the engine refused), and then the session is as before.
         """
         token_T = self._checked(tokens)
+        sequence_T = self._checked_sequences(sequence, len(token_T))
         if not 0 <= num_logits <= len(token_T):
             raise PenjingError(f"{num_logits} logits wanted of {len(token_T)} tokens", where=self._where)
         logits = np.empty((num_logits, self._vocab_size), np.float32)
         with self._work:
             handle = self._open_handle()
             self._check_unchanged()
-            forward = binding.library().pj_forward
-            status = forward(
-                handle, binding.pointer(token_T), len(token_T), binding.pointer(logits), num_logits
-            )  # lets other Python threads run
+            pointers = (binding.pointer(token_T), binding.pointer(sequence_T))
+            forward = binding.library().pj_forward  # lets other Python threads run
+            status = forward(handle, *pointers, len(token_T), binding.pointer(logits), num_logits)
             binding.check(status, where=self._where)
+            for held, added in zip(sequence_T.tolist(), token_T.tolist(), strict=True):
+                self._tokens[held].append(added)
         return logits
 
-    def truncate(self, length: int) -> None:
-        """Forget all but the first `length` tokens."""
+    def truncate(self, length: int, *, sequence: int = 0) -> None:
+        """Forget all but the first `length` tokens of a sequence."""
         with self._work:
             handle = self._open_handle()
             if not 0 <= length <= _INT32.max:
                 raise PenjingError(f"cannot keep {length} tokens", where=self._where)
-            binding.check(binding.library().pj_session_truncate(handle, length), where=self._where)
+            truncate = binding.library().pj_session_truncate
+            binding.check(truncate(handle, self._checked_sequence(sequence), length), where=self._where)
+            del self._tokens[sequence][length:]
+
+    def fork(self, source: int, target: int, length: int | None = None) -> None:
+        """Make sequence `target` the first `length` tokens (None: all) of `source`, as if it had been given them."""
+        source, target = self._checked_sequence(source), self._checked_sequence(target)
+        length = self.lengths[source] if length is None else length
+        with self._work:
+            handle = self._open_handle()
+            if not 0 <= length <= _INT32.max:
+                raise PenjingError(f"cannot fork {length} tokens", where=self._where)
+            binding.check(binding.library().pj_session_fork(handle, source, target, length), where=self._where)
+            self._tokens[target] = self._tokens[source][:length]
+
+    def tokens(self, sequence: int = 0) -> list[int]:
+        """The tokens that a sequence holds."""
+        with self._work:
+            return self._tokens[self._checked_sequence(sequence)].copy()
+
+    def save_prefix(self, path: str | Path, *, sequence: int = 0) -> None:
+        """Write what a sequence holds to a file, from which `load_prefix` brings it back without evaluating it."""
+        with self._work:
+            handle, engine = self._open_handle(), binding.library()
+            self._check_unchanged()
+            token_T = np.array(self._tokens[self._checked_sequence(sequence)], np.int32)
+            if not len(token_T):
+                raise PenjingError("the sequence is empty: nothing to save", where=self._where)
+            state = np.empty(engine.pj_session_state_bytes(handle, len(token_T)), np.uint8)
+            binding.check(engine.pj_session_export(handle, sequence, binding.pointer(state)), where=self._where)
+            write_prefix(path, Prefix(token_T, state), identity=self._identity())
+
+    def load_prefix(self, path: str | Path, *, sequence: int = 0) -> list[int]:
+        """Make a sequence what a file holds; its tokens. The logits that follow are those of the session that saved it.
+
+        Raises PenjingError where the file is damaged, was saved by another model, or does not fit; then the sequence is
+        as before.
+        """
+        with self._work:
+            handle, engine = self._open_handle(), binding.library()
+            self._check_unchanged()
+            self._checked_sequence(sequence)
+            prefix = read_prefix(path, identity=self._identity())
+            token_T, num_tokens = self._checked(prefix.tokens), len(prefix.tokens)
+            if num_tokens > self.context:
+                fact = f"a prefix of {num_tokens} tokens does not fit a context of {self.context}"
+                raise PenjingError(fact, where=str(path), attempt="a larger context")
+            if len(prefix.state) != engine.pj_session_state_bytes(handle, num_tokens):
+                fact = f"{len(prefix.state)} bytes are not the state of {num_tokens} tokens"
+                raise PenjingError(fact, where=str(path), attempt="evaluate the text again and save it")
+            state = binding.pointer(prefix.state)
+            binding.check(engine.pj_session_import(handle, sequence, state, num_tokens), where=self._where)
+            self._tokens[sequence] = token_T.tolist()
+            return self._tokens[sequence].copy()
 
     def cancel(self) -> None:
         """From any thread: a `forward` under way raises EngineError with status CANCELLED. Else nothing happens."""
@@ -193,3 +287,27 @@ class Session:
             fact = f"token {token_T[number]} (number {number}) is outside the vocabulary of {self._vocab_size}"
             raise PenjingError(fact, where=self._where, attempt="the tokenizer that belongs to the model")
         return np.ascontiguousarray(token_T, dtype=np.int32)
+
+    def _identity(self) -> str:
+        """What a saved prefix depends on, besides its tokens. Kernels of all instruction sets give the same bits."""
+        return f"{self._model.digest} {self._limits.kv} penjing {penjing.__version__}"
+
+    def _checked_sequence(self, sequence: int) -> int:
+        if not 0 <= sequence < self.sequences:
+            fact = f"sequence {sequence} of {self.sequences}, numbered from 0"
+            raise PenjingError(fact, where=self._where, attempt="Session(..., sequences=N)")
+        return sequence
+
+    def _checked_sequences(
+        self, sequence: int | Sequence[int] | NDArray[np.integer[Any]], num_tokens: int
+    ) -> NDArray[np.int32]:
+        """The sequence of each token, as the engine reads them."""
+        sequence_T = np.asarray(sequence)
+        if sequence_T.ndim == 0:
+            sequence_T = np.full(num_tokens, sequence_T)
+        if sequence_T.shape != (num_tokens,) or sequence_T.dtype.kind not in "iu":
+            fact = f"sequences of {sequence_T.dtype} {sequence_T.shape} for {num_tokens} tokens"
+            raise PenjingError(fact, where=self._where, attempt="one integer, or one for each token")
+        self._checked_sequence(int(sequence_T.min()))
+        self._checked_sequence(int(sequence_T.max()))
+        return np.ascontiguousarray(sequence_T, dtype=np.int32)

@@ -40,8 +40,9 @@ class Script:
         self.blocks.append(len(tokens))
         self.tokens.extend(tokens)
         logits = np.zeros((num_logits, self.vocab_size), dtype=np.float32)
-        if num_logits:
-            logits[-1, self.script[len(self.tokens) % len(self.script)]] = 1.0
+        for row in range(num_logits):
+            after = len(self.tokens) - num_logits + 1 + row
+            logits[row, self.script[after % len(self.script)]] = 1.0
         return logits
 
 

@@ -252,14 +252,22 @@ def test_the_model_that_they_spoil_is_fine():
 def test_null_pointers_are_refused():
     engine, out = binding.library(), ctypes.c_void_p()
     assert engine.pj_model_create(None, ctypes.byref(out)) == binding.BAD_ARGUMENT
-    assert engine.pj_session_create(None, 8, 1, 2, ctypes.byref(out)) == binding.BAD_ARGUMENT
-    assert engine.pj_forward(None, None, 0, None, 0) == binding.BAD_ARGUMENT
-    assert engine.pj_session_truncate(None, 0) == binding.BAD_ARGUMENT
+    assert engine.pj_session_create(None, 8, 1, 1, 2, ctypes.byref(out)) == binding.BAD_ARGUMENT
+    assert engine.pj_forward(None, None, None, 0, None, 0) == binding.BAD_ARGUMENT
+    assert engine.pj_session_truncate(None, 0, 0) == binding.BAD_ARGUMENT
+    assert engine.pj_session_fork(None, 0, 0, 0) == binding.BAD_ARGUMENT
+    assert engine.pj_session_export(None, 0, None) == binding.BAD_ARGUMENT
+    assert engine.pj_session_import(None, 0, None, 0) == binding.BAD_ARGUMENT
     assert binding.last_error() == "a null pointer"
     engine.pj_session_free(None)
     engine.pj_model_free(None)
     engine.pj_session_cancel(None)
-    assert engine.pj_session_length(None) == engine.pj_session_bytes(None) == 0
+    assert (
+        engine.pj_session_length(None, 0)
+        == engine.pj_session_bytes(None)
+        == engine.pj_session_state_bytes(None, 1)
+        == 0
+    )
 
 
 def test_probes_measure_something_and_refuse_nonsense():

@@ -10,129 +10,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from runtime.random_models import BASE, FEATURES, Tiny, codes_layout, mixed_layout
 
 from penjing.errors import PenjingError
 from penjing.format.architecture import Architecture, Rope
 from penjing.format.container import write_container
-from penjing.format.pack import Layout, dequantize, pack_codes, pack_float
+from penjing.format.pack import Layout, pack_float
 from penjing.runtime import binding
-from penjing.runtime.reference import Decoder
+from penjing.runtime.reference import Decoder, round_cached
 from penjing.runtime.session import Session
-
-BASE = Architecture(
-    model_type="test",
-    vocab_size=37,
-    hidden_size=24,
-    intermediate_size=40,
-    num_layers=2,
-    num_heads=4,
-    num_kv_heads=2,
-    head_dim=8,
-    max_position_embeddings=512,
-    tied=True,
-    attention_scale=8**-0.5,
-    ropes=(Rope(inv_freq=(1.0, 0.1, 0.03, 0.002)),),
-    layer_rope=(0, 0),
-    layer_window=(0, 0),
-)
-
-#: every feature of architecture.py, alone or as the families combine them
-FEATURES = {
-    "plain": {},
-    "untied": {"tied": False},
-    "layer norm": {"norm": "layer", "norm_eps": 1e-3},
-    "head norm": {"qk_norm": "head"},
-    "full norm": {"qk_norm": "full"},
-    "post norm only": {"pre_norm": False, "post_norm": True, "qk_norm": "full"},
-    "pre and post norm": {"post_norm": True, "qk_norm": "head", "activation": "gelu_tanh", "embedding_scale": 4.9},
-    "parallel": {"parallel": True, "norm": "layer", "gated": False, "activation": "gelu", "tied": False},
-    "plain mlp": {"gated": False, "activation": "gelu"},
-    "scales": {"embedding_scale": 2.5, "residual_scale": 0.22, "logit_scale": 0.125, "attention_scale": 0.3},
-    "part of a head rotated": {"ropes": (Rope(inv_freq=(1.0, 0.01)),)},
-    "two ropes": {
-        "ropes": (Rope(inv_freq=(1.0, 0.1)), Rope(inv_freq=(0.5, 0.3, 0.1), scale=1.2)),
-        "layer_rope": (1, 0),
-    },
-    "no rope": {"layer_rope": (-1, 0)},
-    "window": {"layer_window": (5, 0)},
-    "window of one": {"layer_window": (1, 17)},
-    "one key-value head": {"num_kv_heads": 1},
-    "no sharing": {"num_kv_heads": 4},
-    "odd sizes": {"hidden_size": 19, "intermediate_size": 23, "head_dim": 6, "ropes": (Rope(inv_freq=(1.0, 0.1)),)},
-    "wide heads": {"head_dim": 40, "num_heads": 3, "num_kv_heads": 3},
-}
-
-
-def bias_names(arch):
-    names = [name for name in arch.matrix_shapes() if name != "embed"]
-    if arch.norm == "layer":
-        names += [name for name in arch.norm_sizes() if not name.endswith(("q_norm", "k_norm"))]
-    return names
-
-
-class Tiny:
-    """A random model: `weights` for the reference, `layouts` and `tensors` for the engine, which are the same numbers.
-
-    `layout_of(name, rows, cols)` says how a matrix is stored. All biases that may be there are there.
-    """
-
-    def __init__(self, arch, layout_of=None, *, seed=0, biases=True):
-        self.arch = arch
-        self.rng = np.random.default_rng(seed)
-        self.layouts, self.tensors, self.weights = {}, {}, {}
-        for name, (rows, cols) in arch.matrix_shapes().items():
-            layout = layout_of(name, rows, cols) if layout_of else Layout(kind="f32", rows=rows, cols=cols)
-            self.layouts[name] = layout
-            packed = self.random_codes(layout) if layout.kind == "codes" else self.random_floats(layout)
-            self.tensors |= {f"{name}.{suffix}": array for suffix, array in packed.items()}
-            self.weights[name] = dequantize(layout, packed)
-        for name, size in arch.norm_sizes().items():
-            self.vector(name, 1 + 0.3 * self.rng.standard_normal(size))
-        for name in bias_names(arch) if biases else ():
-            size = arch.norm_sizes().get(name) or arch.matrix_shapes()[name][0]
-            self.vector(f"{name}.bias", 0.1 * self.rng.standard_normal(size))
-
-    def vector(self, name, values):
-        self.tensors[name] = self.weights[name] = values.astype(np.float32)
-
-    def random_floats(self, layout):
-        weight = self.rng.standard_normal((layout.rows, layout.cols)) / np.sqrt(layout.cols)
-        return pack_float(layout, weight.astype(np.float32))
-
-    def random_codes(self, layout):
-        groups = (layout.rows, layout.num_groups)
-        code = self.rng.integers(0, 1 << layout.bits, (layout.rows, layout.cols), dtype=np.uint8)
-        scale = (self.rng.uniform(0.5, 1.5, groups) * 2 / 2**layout.bits / np.sqrt(layout.cols)).astype(np.float16)
-        zero = None if layout.symmetric else self.rng.integers(0, 1 << layout.bits, groups, dtype=np.uint8)
-        return pack_codes(layout, code, scale, zero)
-
-    def session(self, **options):
-        options = {"context": 64, "threads": 1, "kv": "f32"} | options
-        return Session.from_tensors(self.arch, self.layouts, self.tensors, **options)
-
-    def reference(self, dtype=np.float64, **options):
-        rounded = {name: layout.group_size for name, layout in self.layouts.items() if layout.kind == "codes"}
-        return Decoder(self.arch, self.weights, dtype=dtype, rounded=rounded, **options)
-
-    def tokens(self, count, seed=1):
-        return np.random.default_rng(seed).integers(0, self.arch.vocab_size, count)
-
-
-def codes_layout(bits=4, group_size=8, symmetric=True):
-    def layout_of(name, rows, cols):
-        return Layout(kind="codes", rows=rows, cols=cols, bits=bits, group_size=group_size, symmetric=symmetric)
-
-    return layout_of
-
-
-def mixed_layout(name, rows, cols):
-    """Readers of one input that differ in everything: codes of three group sizes, floats of three kinds."""
-    part = name.rsplit(".", 1)[-1]
-    codes = {"q": (4, 8), "k": (3, 12), "v": (6, 24), "o": (5, 16), "up": (2, 4), "embed": (8, 24)}
-    if part in codes:
-        bits, group_size = codes[part]
-        return Layout(kind="codes", rows=rows, cols=cols, bits=bits, group_size=group_size, symmetric=part in "qvo")
-    return Layout(kind={"gate": "f16", "down": "bf16"}.get(part, "f32"), rows=rows, cols=cols)
 
 
 def assert_close(got, tiny, tokens, **options):
@@ -148,6 +34,10 @@ def assert_close(got, tiny, tokens, **options):
     assert np.abs(got - exact).max() <= tolerance
 
 
+#: what each kind of cache does to keys and values
+KEPT = {"f32": None, "f16": np.float16, "i8": round_cached}
+
+
 @pytest.mark.parametrize("feature", FEATURES)
 def test_floats_match_the_reference(feature):
     tiny = Tiny(dataclasses.replace(BASE, **FEATURES[feature]))
@@ -156,7 +46,7 @@ def test_floats_match_the_reference(feature):
         assert_close(session.forward(tokens, len(tokens)), tiny, tokens)
 
 
-@pytest.mark.parametrize("kv", ["f16", "f32"])
+@pytest.mark.parametrize("kv", KEPT)
 @pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 8])
 def test_codes_match_the_reference_with_rounded_activations(bits, symmetric, kv):
@@ -164,7 +54,18 @@ def test_codes_match_the_reference_with_rounded_activations(bits, symmetric, kv)
     tokens = tiny.tokens(20)
     with tiny.session(kv=kv) as session:
         got = session.forward(tokens, len(tokens))
-    assert_near_rounded(got, tiny, tokens, kv=np.float16 if kv == "f16" else None)
+    assert_near_rounded(got, tiny, tokens, kv=KEPT[kv])
+
+
+@pytest.mark.parametrize("feature", ["plain", "window", "wide heads", "odd sizes"])
+def test_a_cache_of_codes_matches_the_reference_with_rounded_keys_and_values(feature):
+    tiny = Tiny(dataclasses.replace(BASE, **FEATURES[feature]))
+    tokens = tiny.tokens(41)
+    with tiny.session(kv="i8") as session, tiny.session(kv="f32") as exact:
+        got = session.forward(tokens, len(tokens))
+        assert_near_rounded(got, tiny, tokens, kv=round_cached)
+        assert got.tobytes() != exact.forward(tokens, len(tokens)).tobytes()
+        assert session.nbytes < exact.nbytes
 
 
 def test_readers_of_one_input_may_differ():
