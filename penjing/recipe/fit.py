@@ -90,7 +90,7 @@ def fit(
     ) as work:
         importances = calibrate(parent, calibration, cache=run / "importance.safetensors", seed=seed, progress=progress)
         draft = run / out.name
-        chosen = _make(parent, run, draft, importances, calibration.digest, limits, seed, progress)
+        chosen = _make(parent, run, draft, importances, calibration, limits, seed, progress)
         work.before, work.after = _prove(parent, draft, held_out, progress)
         work.after["predicted_kl"] = sum(option.error for option in chosen.values())
         work.child = open_checkpoint(draft).digest
@@ -125,7 +125,7 @@ def _make(
     run: Path,
     draft: Path,
     importances: Mapping[str, Importance],
-    corpus: str,
+    calibration: Windows,
     limits: Limits,
     seed: int,
     progress: Progress | None,
@@ -140,10 +140,10 @@ def _make(
         chosen = _choose(possible, limits, beside)
         overrides = [(name, dict(option.settings)) for name, option in chosen.items()]
         quantized = run / "quantized"
-        if not _is_made(quantized, parent, overrides, corpus, seed):
+        if not _is_made(quantized, parent, overrides, calibration.digest, seed):
             quantize(
                 parent, quantized, method=METHOD, overrides=overrides, importances=importances,
-                corpus=corpus, force=True, seed=seed, progress=progress,
+                calibration=calibration, force=True, seed=seed, progress=progress,
             )  # fmt: skip
         pack(open_checkpoint(quantized), draft, force=True, progress=progress)
         file_bytes = draft.stat().st_size
