@@ -33,8 +33,8 @@ class Spec:
     bits: int = 4
     group_size: int = 64
     symmetric: bool = True
-    damping: float = 0.01
-    sweeps: int = 2
+    damping: float = 0.1
+    sweeps: int = 1
 
 
 def quantize(spec: Spec, weight_OI: Tensor, hessian_II: Tensor) -> Quantized:

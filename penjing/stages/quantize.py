@@ -68,8 +68,8 @@ def quantize(
     `spec`: settings of the method. `overrides`: pairs of a pattern for canonical names ("embed", "layers.*.down") and
     settings that differ there, later ones winning; `bits` 16 or `method` "none" leaves a matrix in float.
     `importances`: of `stages.calibrate`, for methods that weigh errors, and `calibration`: the text they are of.
-    Methods that ask for Hessians get those of this text, block by block, and take the memory of one block, of its
-    Hessians, and of all windows' hidden states. Others: what importing torch takes and about 150 MB.
+    Methods that ask for Hessians which these do not hold get X^T X of the text, block by block, and take the memory of
+    one block, of its Hessians, and of all windows' hidden states. Others: what importing torch takes and about 150 MB.
     Raises PenjingError.
     """
     if parent.path.is_file() and parent.path.suffix == ".penjing":
@@ -170,7 +170,9 @@ class _Weighing:
         self._importances = importances
         self._hessians: Mapping[str, torch.Tensor] = {}
         self._walk: Walk | None = None
-        if calibration is not None and any(uses(choice.method, "hessian_II") for choice in chosen.values()):
+        asking = {name for name, choice in chosen.items() if uses(choice.method, "hessian_II")} - {"embed"}
+        lacking = any(name not in importances or importances[name].hessian_II is None for name in asking)
+        if calibration is not None and lacking:
             self._walk = Walk(
                 parent,
                 calibration,
@@ -183,13 +185,16 @@ class _Weighing:
             self._hessians = self._walk.hessians(block)
 
     def of(self, name: str) -> dict[str, torch.Tensor | None]:
-        """Arguments of `quant.apply`. A lookup's inputs have no moments: its importance stands on the diagonal."""
+        """Arguments of `quant.apply`. A lookup's inputs have no Hessian: its importance stands on the diagonal."""
         known = self._importances.get(name)
-        importance_I = None if known is None else known.mean_input_I()
-        hessian_II = self._hessians.get(name)
-        if hessian_II is None and self._walk is not None and importance_I is not None:
-            hessian_II = torch.diag(importance_I)
-        return {"importance_I": importance_I, "hessian_II": hessian_II}
+        if known is None:
+            return {"importance_I": None, "hessian_II": self._hessians.get(name)}
+        importance_I = known.mean_input_I()
+        hessian_II = self._hessians.get(name) if known.hessian_II is None else known.hessian_II
+        return {
+            "importance_I": importance_I,
+            "hessian_II": torch.diag(importance_I) if name == "embed" else hessian_II,
+        }
 
 
 def _write_shards(
