@@ -35,28 +35,26 @@ def technique(name: str) -> Technique:
     return cast(Technique, importlib.import_module(f"{__name__}.{name}"))  # its own ImportError stays visible
 
 
-def uses(method: Technique, weighing: str) -> bool:
-    """Whether the technique takes `weighing`: "importance_I" or "hessian_II"."""
-    return weighing in inspect.signature(method.quantize).parameters
+def uses_importance(method: Technique) -> bool:
+    return "importance_I" in inspect.signature(method.quantize).parameters
+
+
+def uses_hessian(method: Technique) -> bool:
+    return "hessian_II" in inspect.signature(method.quantize).parameters
 
 
 def apply(
     method: Technique,
     spec: Any,
     weight_OI: torch.Tensor,
-    *,
-    importance_I: torch.Tensor | None = None,
+    importance_I: torch.Tensor | None,
     hessian_II: torch.Tensor | None = None,
 ) -> Quantized:
-    """Quantize, with what the technique weighs errors by. PenjingError if there is nothing to weigh them by."""
-    asked = {
-        name: value
-        for name, value in (("importance_I", importance_I), ("hessian_II", hessian_II))
-        if uses(method, name)
-    }
-    if any(value is None for value in asked.values()):
+    """Quantize, with what the technique weighs errors by. PenjingError if it does and there is none."""
+    asked = [importance_I] * uses_importance(method) + [hessian_II] * uses_hessian(method)
+    if any(weighing is None for weighing in asked):
         name = method.quantize.__module__.rsplit(".", 1)[-1]
         raise PenjingError(
             f"{name} needs text to calibrate on", where="--method", attempt="--data FILE, or --method rtn"
         )
-    return method.quantize(spec, weight_OI, *asked.values())
+    return method.quantize(spec, weight_OI, *asked)

@@ -59,7 +59,7 @@ def _options(num_rows: int, weight_OI: torch.Tensor, importance: Importance, row
     for bits in BITS:
         for group_size in group_sizes(num_cols):
             spec = method.Spec(bits=bits, group_size=group_size)
-            quantized = apply(method, spec, weight_OI, importance_I=importance.mean_input_I())
+            quantized = apply(method, spec, weight_OI, importance.mean_input_I())
             loss = gain * scale_up * importance.loss(quantized.dequantize() - weight_OI, rows)
             layout = Layout(kind="codes", rows=num_rows, cols=num_cols, bits=bits, group_size=group_size)
             yield Option({"bits": bits, "group_size": group_size}, layout.nbytes, loss)

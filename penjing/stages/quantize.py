@@ -30,7 +30,7 @@ from penjing.format.hf_writer import CheckpointWriter, Shard, ShardWriter
 from penjing.format.pack import LANES, Layout, pack_codes
 from penjing.format.safetensors_file import TensorSpec
 from penjing.format.source import row_indices
-from penjing.quant import Technique, apply, technique, uses
+from penjing.quant import Technique, apply, technique, uses_hessian
 from penjing.stages import EVIDENCE, Progress, base, build_spec
 from penjing.stages.blocks import Walk, block_of
 from penjing.tensors.groups import Quantized
@@ -170,7 +170,7 @@ class _Weighing:
         self._importances = importances
         self._hessians: Mapping[str, torch.Tensor] = {}
         self._walk: Walk | None = None
-        asking = {name for name, choice in chosen.items() if uses(choice.method, "hessian_II")} - {"embed"}
+        asking = {name for name, choice in chosen.items() if uses_hessian(choice.method)} - {"embed"}
         lacking = any(name not in importances or importances[name].hessian_II is None for name in asking)
         if calibration is not None and lacking:
             self._walk = Walk(
