@@ -14,6 +14,7 @@ from penjing.errors import PenjingError
 from penjing.measure import torch_model
 from penjing.quant import gptq
 from penjing.stages.blocks import Walk, block_of
+from penjing.stages.calibrate import calibrate
 from penjing.stages.quantize import quantize
 
 #: fused tensors, parallel layers and biases, norms everywhere, a tied head
@@ -132,3 +133,21 @@ def test_activations_that_overflow_are_told_by_name(tiny_model):
     with pytest.raises(PenjingError, match="not finite") as caught:
         Walk(parent, text(), read).hessians(2)
     assert caught.value.where.startswith("layers.1.q")
+
+
+@pytest.mark.parametrize("family", ["llama", "phi3"])
+def test_gptq_takes_the_fishers_hessian_and_does_not_walk(tiny_model, tmp_path, monkeypatch, family):
+    def walks(*_):
+        raise AssertionError
+
+    monkeypatch.setattr(Walk, "hessians", walks)
+    parent = open_checkpoint(tiny_model(family).path)
+    found = calibrate(parent, text(), cache=tmp_path / "importance.safetensors")
+    quantize(parent, tmp_path / "child", method="gptq", spec=SPEC, importances=found, calibration=text())
+    child = open_checkpoint(tmp_path / "child")
+    for part in parent.parts():
+        if part.name in found:
+            known = found[part.name]
+            hessian_II = torch.diag(known.mean_input_I()) if part.name == "embed" else known.hessian_II
+            wanted = gptq.quantize(gptq.Spec(**SPEC), torch.from_numpy(parent.read_part(part)), hessian_II)
+            np.testing.assert_array_equal(child.read_part(part), wanted.dequantize().numpy())
