@@ -20,8 +20,6 @@ class Moments:
 
     def add(self, name: str, x_TI: Tensor) -> None:
         """Count the inputs of more tokens."""
-        if name in self._shared:
-            return
         if name in self._sums:
             self._sums[name].addmm_(x_TI.T, x_TI)
         elif self._last is not None and self._last[1] is x_TI:
