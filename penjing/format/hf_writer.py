@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 from penjing.errors import PenjingError
 from penjing.files import lock, os_error, sync_folder, write_file
 from penjing.format.pack import FLOAT_DTYPES, Layout, round_floats
-from penjing.format.safetensors_file import SafetensorsWriter, TensorSpec
+from penjing.format.safetensors_file import SafetensorsFile, SafetensorsWriter, TensorSpec
 
 if TYPE_CHECKING:
     from typing import Self  # Python 3.11
@@ -140,6 +140,12 @@ class CheckpointWriter:
             weights.finish()
         self._finished.append(index)
         self._save_progress()
+
+    def read(self, tensor: str, rows: slice) -> NDArray[np.float32]:
+        """Rows of a weight in a finished shard, as a child that is opened has them."""
+        index = next(n for n in self._finished if tensor in self._shards[n].tensors)
+        with SafetensorsFile(self.folder / self._name("model", index)) as file:
+            return file.read(tensor, rows)
 
     def write_texts(
         self,

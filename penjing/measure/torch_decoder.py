@@ -32,10 +32,20 @@ _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 class DecoderScorer:
     """Logits computed from canonical weights."""
 
-    def __init__(self, architecture: Architecture, weights: Mapping[str, Tensor]) -> None:
-        """`weights`: canonical names, biases included, to float32 tensors."""
+    def __init__(
+        self,
+        architecture: Architecture,
+        weights: Mapping[str, Tensor],
+        *,
+        observe: Callable[[str, Tensor], None] | None = None,
+    ) -> None:
+        """`weights`: canonical names, biases included, to float32 tensors; those of what is called are enough.
+
+        `observe` is told the name of each matrix and its inputs [T, I] before the product.
+        """
         self._arch = architecture
         self._weights = weights
+        self._observe = observe
 
     @property
     def vocab_size(self) -> int:
@@ -44,33 +54,49 @@ class DecoderScorer:
     @torch.inference_mode()
     def hidden(self, tokens_T: Tensor) -> Tensor:
         """What the head sees, [T, H]."""
-        arch = self._arch
-        x_TH = self._weights["embed"][tokens_T] * arch.embedding_scale
-        for n in range(arch.num_layers):
-            layer = f"layers.{n}."
-            normed_TH = self._norm(layer + "attn_norm", x_TH) if arch.pre_norm else x_TH
-            attended_TH = self._attention(n, normed_TH)
-            before_TH = x_TH
-            if arch.post_norm:
-                attended_TH = self._norm(layer + "attn_post_norm", attended_TH)
-            x_TH = x_TH + arch.residual_scale * attended_TH
-            read_TH = before_TH if arch.parallel else x_TH
-            changed_TH = self._mlp(layer, self._norm(layer + "mlp_norm", read_TH) if arch.pre_norm else read_TH)
-            if arch.post_norm:
-                changed_TH = self._norm(layer + "mlp_post_norm", changed_TH)
-            x_TH = x_TH + arch.residual_scale * changed_TH
+        x_TH = self.embed(tokens_T)
+        for n in range(self._arch.num_layers):
+            x_TH = self.layer(n, x_TH)
+        return self.final_norm(x_TH)
+
+    def embed(self, tokens_T: Tensor) -> Tensor:
+        """What the first layer sees, [T, H]."""
+        return self._weights["embed"][tokens_T] * self._arch.embedding_scale
+
+    def layer(self, n: int, x_TH: Tensor) -> Tensor:
+        """One window through one layer, [T, H]."""
+        arch, layer = self._arch, f"layers.{n}."
+        normed_TH = self._norm(layer + "attn_norm", x_TH) if arch.pre_norm else x_TH
+        attended_TH = self._attention(n, normed_TH)
+        before_TH = x_TH
+        if arch.post_norm:
+            attended_TH = self._norm(layer + "attn_post_norm", attended_TH)
+        x_TH = x_TH + arch.residual_scale * attended_TH
+        read_TH = before_TH if arch.parallel else x_TH
+        changed_TH = self._mlp(layer, self._norm(layer + "mlp_norm", read_TH) if arch.pre_norm else read_TH)
+        if arch.post_norm:
+            changed_TH = self._norm(layer + "mlp_post_norm", changed_TH)
+        return x_TH + arch.residual_scale * changed_TH
+
+    def final_norm(self, x_TH: Tensor) -> Tensor:
+        """What the head sees of what comes out of the last layer, [T, H]."""
         return self._norm("final_norm", x_TH)
+
+    def head(self, x_TH: Tensor) -> Tensor:
+        """Logits [T, V]."""
+        return self._linear("embed" if self._arch.tied else "head", x_TH) * self._arch.logit_scale
 
     def logits(self, tokens_T: NDArray[np.int32]) -> Iterator[NDArray[np.float32]]:
         hidden_TH = self.hidden(torch.from_numpy(tokens_T.astype(np.int64)))
         chunk = max(1, _CHUNK_LOGITS // self.vocab_size)
         for start in range(0, len(hidden_TH), chunk):
             with torch.inference_mode():
-                name = "embed" if self._arch.tied else "head"
-                logit_CV = self._linear(name, hidden_TH[start : start + chunk]) * self._arch.logit_scale
+                logit_CV = self.head(hidden_TH[start : start + chunk])
             yield logit_CV.numpy()
 
     def _linear(self, name: str, x_TI: Tensor) -> Tensor:
+        if self._observe is not None:
+            self._observe(name, x_TI)
         return functional.linear(x_TI, self._weights[name], self._weights.get(f"{name}.bias"))
 
     def _norm(self, name: str, x_TH: Tensor) -> Tensor:

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 class Technique(Protocol):
     """`Spec`: a frozen dataclass of settings. `quantize(spec, weight_OI)` gives a `tensors.groups.Quantized`.
 
-    A technique that weighs errors takes `importance_I` as well: how much the loss minds an error in each input.
+    A technique that weighs errors takes `importance_I` as well: how much the loss minds an error in each input; or
+    `hessian_II`: how it minds them together (of which importance is the diagonal).
     """
 
     Spec: type[Any]
@@ -38,13 +39,22 @@ def uses_importance(method: Technique) -> bool:
     return "importance_I" in inspect.signature(method.quantize).parameters
 
 
-def apply(method: Technique, spec: Any, weight_OI: torch.Tensor, importance_I: torch.Tensor | None) -> Quantized:
-    """Quantize, with the importance where the technique asks for it. PenjingError if it does and there is none."""
-    if not uses_importance(method):
-        return method.quantize(spec, weight_OI)
-    if importance_I is None:
+def uses_hessian(method: Technique) -> bool:
+    return "hessian_II" in inspect.signature(method.quantize).parameters
+
+
+def apply(
+    method: Technique,
+    spec: Any,
+    weight_OI: torch.Tensor,
+    importance_I: torch.Tensor | None,
+    hessian_II: torch.Tensor | None = None,
+) -> Quantized:
+    """Quantize, with what the technique weighs errors by. PenjingError if it does and there is none."""
+    asked = [importance_I] * uses_importance(method) + [hessian_II] * uses_hessian(method)
+    if any(weighing is None for weighing in asked):
         name = method.quantize.__module__.rsplit(".", 1)[-1]
         raise PenjingError(
             f"{name} needs text to calibrate on", where="--method", attempt="--data FILE, or --method rtn"
         )
-    return method.quantize(spec, weight_OI, importance_I)
+    return method.quantize(spec, weight_OI, *asked)

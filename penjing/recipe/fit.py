@@ -90,7 +90,8 @@ def fit(
     ) as work:
         importances = calibrate(parent, calibration, cache=run / "importance.safetensors", seed=seed, progress=progress)
         draft = run / out.name
-        chosen = _make(parent, run, draft, importances, calibration.digest, limits, seed, progress)
+        possible = options(parent, importances, progress=progress)
+        chosen = make_within(parent, run, draft, possible, importances, calibration, limits, seed, progress)
         work.before, work.after = _prove(parent, draft, held_out, progress)
         work.after["predicted_kl"] = sum(option.error for option in chosen.values())
         work.child = open_checkpoint(draft).digest
@@ -120,18 +121,18 @@ def _windows(parent: Checkpoint, data: Corpus, seed: int) -> tuple[Windows, Wind
     return calibration, held_out
 
 
-def _make(
+def make_within(
     parent: Checkpoint,
     run: Path,
     draft: Path,
+    possible: Mapping[str, list[Option]],
     importances: Mapping[str, Importance],
-    corpus: str,
+    calibration: Windows,
     limits: Limits,
     seed: int,
     progress: Progress | None,
 ) -> dict[str, Option]:
-    """Choose, quantize and pack, until the packed file is within the bytes."""
-    possible = options(parent, importances, progress=progress)
+    """Choose among what is possible, quantize and pack, until the packed file is within the bytes."""
     vectors = 4 * sum(parent.architecture.norm_sizes().values())
     beside = (
         _HEADER_BYTES_A_MATRIX * len(possible) + vectors + len(zlib.compress((parent.tokenizer_json or "").encode()))
@@ -140,10 +141,10 @@ def _make(
         chosen = _choose(possible, limits, beside)
         overrides = [(name, dict(option.settings)) for name, option in chosen.items()]
         quantized = run / "quantized"
-        if not _is_made(quantized, parent, overrides, corpus, seed):
+        if not _is_made(quantized, parent, overrides, calibration.digest, seed):
             quantize(
                 parent, quantized, method=METHOD, overrides=overrides, importances=importances,
-                corpus=corpus, force=True, seed=seed, progress=progress,
+                calibration=calibration, force=True, seed=seed, progress=progress,
             )  # fmt: skip
         pack(open_checkpoint(quantized), draft, force=True, progress=progress)
         file_bytes = draft.stat().st_size

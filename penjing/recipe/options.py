@@ -17,7 +17,12 @@ from penjing.recipe.search import Option
 from penjing.stages import Progress
 from penjing.tensors.statistics import Importance
 
-METHOD = "scale_search"
+#: how matrices are quantized in the end, and the quicker one by which options are priced
+METHOD, PRICED_BY = "gptq", "scale_search"
+#: measured KL after METHOD as a fraction of what is expected of PRICED_BY, for matrices whose inputs have a Hessian.
+#: SmolLM2-135M, calibrated on one text and measured on another: 0.46 for the body alone in groups of 32, at 4 bits as
+#: at 3; about 0.6 in whole files of 76 and 60 MB, where bits are chosen by these very estimates
+GAIN = 0.6
 BITS = (2, 3, 4, 5, 6, 8)
 #: group sizes looked for; a row that none of them divides takes its largest divisor up to the last of them
 GROUP_SIZES = (32, 64, 128)
@@ -49,13 +54,14 @@ def group_sizes(num_cols: int) -> list[int]:
 
 def _options(num_rows: int, weight_OI: torch.Tensor, importance: Importance, rows: slice) -> Iterator[Option]:
     num_cols = weight_OI.shape[1]
-    method = technique(METHOD)
+    method = technique(PRICED_BY)
     scale_up = importance.total() / max(importance.total(rows), 1e-30)
+    gain = 1.0 if importance.hessian_II is None else GAIN
     for bits in BITS:
         for group_size in group_sizes(num_cols):
             spec = method.Spec(bits=bits, group_size=group_size)
             quantized = apply(method, spec, weight_OI, importance.mean_input_I())
-            loss = scale_up * importance.loss(quantized.dequantize() - weight_OI, rows)
+            loss = gain * scale_up * importance.loss(quantized.dequantize() - weight_OI, rows)
             layout = Layout(kind="codes", rows=num_rows, cols=num_cols, bits=bits, group_size=group_size)
             yield Option({"bits": bits, "group_size": group_size}, layout.nbytes, loss)
     yield Option({"bits": 16}, Layout(kind="f16", rows=num_rows, cols=num_cols).nbytes, 0.0)

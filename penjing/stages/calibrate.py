@@ -21,6 +21,7 @@ from penjing.stages import Progress
 from penjing.tensors.statistics import Importance, importances, weight_names
 
 _KEY = "calibration"
+_MOST_HESSIANS = 1 << 30  # bytes; what a larger model's would take is better spent elsewhere
 
 
 def calibrate(
@@ -28,15 +29,18 @@ def calibrate(
 ) -> dict[str, Importance]:
     """The importance of every matrix, by canonical name. `cache` is read if it is of the same model, text and seed.
 
-    Needs the model in float32 and the activations of one window in memory. Raises PenjingError.
+    Needs the model in float32 and the activations of one window in memory. `hessian_II` is there as well where all of
+    them take at most a gigabyte. Raises PenjingError.
     """
     digest = _digest(parent, calibration, seed)
     known = _read(cache, digest)
     if known is not None:
         return known
     tokens_WT = torch.from_numpy(calibration.tokens_WT.astype(np.int64))
+    sizes = [4 * cols * cols for name, (_, cols) in parent.architecture.matrix_shapes().items() if name != "embed"]
+    hessians = sum(sizes) <= _MOST_HESSIANS
     model = torch_model.load(parent)
-    by_weight = importances(model, tokens_WT, seed=seed, progress=progress)
+    by_weight = importances(model, tokens_WT, hessians=hessians, seed=seed, progress=progress)
     found = {}
     for part in parent.parts():
         if part.name in parent.architecture.matrix_shapes():
@@ -63,6 +67,11 @@ def _digest(parent: Checkpoint, calibration: Windows, seed: int) -> str:
 def _write(path: Path, digest: str, found: Mapping[str, Importance]) -> None:
     arrays = {f"{name}.output": importance.output_KO.numpy() for name, importance in found.items()}
     arrays |= {f"{name}.input": importance.input_KI.numpy() for name, importance in found.items()}
+    arrays |= {
+        f"{name}.hessian": importance.hessian_II.numpy()
+        for name, importance in found.items()
+        if importance.hessian_II is not None
+    }
     specs = {name: TensorSpec("F32", array.shape) for name, array in arrays.items()}
     with SafetensorsWriter(path, specs, {_KEY: digest}) as writer:
         for name, array in arrays.items():
@@ -77,9 +86,14 @@ def _read(path: Path, digest: str) -> dict[str, Importance] | None:
         if file.metadata.get(_KEY) != digest:
             return None
         names = [name.removesuffix(".input") for name in file.tensors if name.endswith(".input")]
+        fields = {"output_KO": "output", "input_KI": "input", "hessian_II": "hessian"}
         return {
             name: Importance(
-                torch.from_numpy(file.read(f"{name}.output")), torch.from_numpy(file.read(f"{name}.input"))
+                **{
+                    field: torch.from_numpy(file.read(f"{name}.{suffix}"))
+                    for field, suffix in fields.items()
+                    if f"{name}.{suffix}" in file.tensors
+                }
             )
             for name in names
         }

@@ -20,7 +20,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from penjing.checkpoint import Checkpoint, open_checkpoint
+from penjing.checkpoint import Checkpoint, gather_part, open_checkpoint
+from penjing.data.text import Windows
 from penjing.errors import PenjingError
 from penjing.evidence import Evidence, recording
 from penjing.files import write_file
@@ -29,8 +30,9 @@ from penjing.format.hf_writer import CheckpointWriter, Shard, ShardWriter
 from penjing.format.pack import LANES, Layout, pack_codes
 from penjing.format.safetensors_file import TensorSpec
 from penjing.format.source import row_indices
-from penjing.quant import Technique, apply, technique
+from penjing.quant import Technique, apply, technique, uses_hessian
 from penjing.stages import EVIDENCE, Progress, base, build_spec
+from penjing.stages.blocks import Walk, block_of
 from penjing.tensors.groups import Quantized
 from penjing.tensors.statistics import Importance
 
@@ -56,7 +58,7 @@ def quantize(
     spec: Mapping[str, Any] | None = None,
     overrides: Sequence[tuple[str, Mapping[str, Any]]] = (),
     importances: Mapping[str, Importance] | None = None,
-    corpus: str | None = None,
+    calibration: Windows | None = None,
     force: bool = False,
     seed: int = 0,
     progress: Progress | None = None,
@@ -65,8 +67,10 @@ def quantize(
 
     `spec`: settings of the method. `overrides`: pairs of a pattern for canonical names ("embed", "layers.*.down") and
     settings that differ there, later ones winning; `bits` 16 or `method` "none" leaves a matrix in float.
-    `importances`: of `stages.calibrate`, for methods that weigh errors; `corpus`: the digest of their text.
-    Peak memory: what importing torch takes and about 150 MB. Raises PenjingError.
+    `importances`: of `stages.calibrate`, for methods that weigh errors, and `calibration`: the text they are of.
+    Methods that ask for Hessians which these do not hold get X^T X of the text, block by block, and take the memory of
+    one block, of its Hessians, and of all windows' hidden states. Others: what importing torch takes and about 150 MB.
+    Raises PenjingError.
     """
     if parent.path.is_file() and parent.path.suffix == ".penjing":
         raise PenjingError(
@@ -75,6 +79,7 @@ def quantize(
     chosen = choices(parent, method, spec or {}, overrides)
     settings = {"method": method, "spec": dict(spec or {}), "seed": seed}
     settings |= {"overrides": [[pattern, dict(changes)] for pattern, changes in overrides]}
+    corpus = None if calibration is None else calibration.digest
     step = {"stage": "quantize", "parent": parent.digest, "settings": settings, "corpus": corpus}
     shards = plan(parent, chosen)
     with CheckpointWriter(out, shards, step=step, force=force) as writer:
@@ -82,7 +87,8 @@ def quantize(
         with recording(
             "quantize", settings, path=writer.folder / EVIDENCE, parent=parent.digest, corpus=corpus
         ) as work:
-            _write_shards(parent, chosen, shards, writer, importances or {}, seed, progress)
+            weighing = _Weighing(parent, chosen, importances or {}, calibration, writer)
+            _write_shards(parent, chosen, shards, writer, weighing, seed, progress)
             writer.write_texts(
                 config=parent.config,
                 generation=parent.generation,
@@ -136,7 +142,7 @@ def plan(parent: Checkpoint, chosen: Mapping[str, Choice]) -> list[Shard]:
     num_layers = parent.architecture.num_layers
     depth = dict.fromkeys(parent.tensors, num_layers + 1)
     for part in parent.parts():
-        depth[part.source] = min(depth[part.source], _depth(part.name, num_layers))
+        depth[part.source] = min(depth[part.source], block_of(part.name, num_layers))
     if parent.architecture.tied:  # a copy of the embedding under the head's name would no longer be a copy
         depth = {name: n for name, n in depth.items() if not (name.endswith(_HEADS) and n == num_layers + 1)}
     tensors: list[dict[str, TensorSpec]] = [{} for _ in range(num_layers + 2)]
@@ -150,10 +156,45 @@ def plan(parent: Checkpoint, chosen: Mapping[str, Choice]) -> list[Shard]:
     return [Shard(*pair) for pair in zip(tensors, layouts, strict=True) if pair[0]]
 
 
-def _depth(name: str, num_layers: int) -> int:
-    if name.startswith("layers."):
-        return int(name.split(".")[1]) + 1
-    return 0 if name == "embed" else num_layers + 1
+class _Weighing:
+    """What errors in the matrices of a block are weighed by."""
+
+    def __init__(
+        self,
+        parent: Checkpoint,
+        chosen: Mapping[str, Choice],
+        importances: Mapping[str, Importance],
+        calibration: Windows | None,
+        writer: CheckpointWriter,
+    ) -> None:
+        self._importances = importances
+        self._hessians: Mapping[str, torch.Tensor] = {}
+        self._walk: Walk | None = None
+        asking = {name for name, choice in chosen.items() if uses_hessian(choice.method)} - {"embed"}
+        lacking = any(name not in importances or importances[name].hessian_II is None for name in asking)
+        if calibration is not None and lacking:
+            self._walk = Walk(
+                parent,
+                calibration,
+                lambda part: gather_part(part, writer.read, parent.tensors[part.source].shape[0]),
+            )
+
+    def enter(self, block: int) -> None:
+        """All blocks before this one are finished."""
+        if self._walk is not None:
+            self._hessians = self._walk.hessians(block)
+
+    def of(self, name: str) -> dict[str, torch.Tensor | None]:
+        """Arguments of `quant.apply`. A lookup's inputs have no Hessian: its importance stands on the diagonal."""
+        known = self._importances.get(name)
+        if known is None:
+            return {"importance_I": None, "hessian_II": self._hessians.get(name)}
+        importance_I = known.mean_input_I()
+        hessian_II = self._hessians.get(name) if known.hessian_II is None else known.hessian_II
+        return {
+            "importance_I": importance_I,
+            "hessian_II": torch.diag(importance_I) if name == "embed" else hessian_II,
+        }
 
 
 def _write_shards(
@@ -161,7 +202,7 @@ def _write_shards(
     chosen: Mapping[str, Choice],
     shards: Sequence[Shard],
     writer: CheckpointWriter,
-    importances: Mapping[str, Importance],
+    weighing: _Weighing,
     seed: int,
     progress: Progress | None,
 ) -> None:
@@ -172,12 +213,13 @@ def _write_shards(
     total = sum(len(shard.tensors) for shard in shards)
     done = total - sum(len(shards[index].tensors) for index in writer.pending())
     for index in writer.pending():
+        weighing.enter(index)
         with writer.shard(index) as shard:
             for name in shards[index].tensors:
                 if progress is not None:
                     progress(name, done, total)
                 quantized_rows = [
-                    _quantize_part(parent, part, chosen[part.name], importances.get(part.name), shard, seed)
+                    _quantize_part(parent, part, chosen[part.name], weighing.of(part.name), shard, seed)
                     for part in parts.get(name, [])
                 ]
                 _copy_rest(parent, name, quantized_rows, shard)
@@ -187,11 +229,15 @@ def _write_shards(
 
 
 def _quantize_part(
-    parent: Checkpoint, part: Part, choice: Choice, importance: Importance | None, shard: ShardWriter, seed: int
+    parent: Checkpoint,
+    part: Part,
+    choice: Choice,
+    weighing: Mapping[str, torch.Tensor | None],
+    shard: ShardWriter,
+    seed: int,
 ) -> NDArray[np.intp]:
     """Write codes of a matrix, and the floats that they stand for into their rows of the source tensor: these rows."""
     index = row_indices(part.rows, parent.tensors[part.source].shape[0])
-    importance_I = None if importance is None else importance.mean_input_I()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)  # for each matrix, so that a run that continues makes the same choices
         for rows in _row_chunks(choice.layout):
@@ -200,7 +246,7 @@ def _quantize_part(
                 raise PenjingError(
                     "a weight is NaN or infinite", where=part.name, attempt="repair the model, or train it again"
                 )
-            quantized = apply(choice.method, choice.spec, torch.from_numpy(weight_OI), importance_I)
+            quantized = apply(choice.method, choice.spec, torch.from_numpy(weight_OI), **weighing)
             shard.write_codes(part.name, _packed(quantized, choice.layout, part.name), rows.start // LANES)
             shipped_OI = quantized.dequantize().numpy()
             for begin, end in _runs(index[rows]):

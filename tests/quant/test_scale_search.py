@@ -82,7 +82,7 @@ def test_blocks_of_rows_do_not_change_the_result(monkeypatch):
     weight_OI, importance_I = random_matrix(rows=33)
     spec = scale_search.Spec(bits=4, group_size=32)
     whole = scale_search.quantize(spec, weight_OI, importance_I)
-    monkeypatch.setattr(scale_search, "_BLOCK", 7 * 96)
+    monkeypatch.setattr("penjing.tensors.scales._BLOCK", 7 * 96)
     blocks = scale_search.quantize(spec, weight_OI, importance_I)
     assert torch.equal(whole.code_ONG, blocks.code_ONG)
     assert torch.equal(whole.scale_ON, blocks.scale_ON)

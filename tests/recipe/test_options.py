@@ -33,7 +33,7 @@ def test_every_matrix_has_options_of_the_right_size_and_loss(talker):
             if option.settings["bits"] == 16:
                 assert (option.size_bytes, option.error) == (2 * cols * -(-rows // 16) * 16, 0.0)
                 continue
-            method = technique(module.METHOD)
+            method = technique(module.PRICED_BY)
             quantized = apply(method, method.Spec(**option.settings), weight_OI, known[part.name].mean_input_I())
             assert option.error == pytest.approx(known[part.name].loss(quantized.dequantize() - weight_OI), rel=1e-4)
             layout = Layout(kind="codes", rows=rows, cols=cols, **option.settings)

@@ -192,24 +192,29 @@ def test_rows_are_cut_where_order_breaks():
 KILLED = """
 import os, random, signal, sys, time
 from pathlib import Path
-import torch
+import numpy, torch
 torch.set_num_threads(1)
 from penjing.checkpoint import open_checkpoint
+from penjing.data.text import Windows
 from penjing.stages.quantize import quantize
 import penjing.evidence
 parent, out, seed = open_checkpoint(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
 parent.digest
 penjing.evidence.versions()
+settings = {"method": sys.argv[4], "spec": {"group_size": 4}, "overrides": [("embed", {"method": "rtn"})]}
+if sys.argv[4] == "gptq":
+    tokens_WT = numpy.random.default_rng(0).integers(0, 101, (2, 20), dtype=numpy.int32)
+    settings["calibration"] = Windows(tokens_WT, tokens_WT.size)
 chance, kills = random.Random(seed), 0
 start = time.perf_counter()
-quantize(parent, out.with_name("at once"), spec={"group_size": 4})
+quantize(parent, out.with_name("at once"), **settings)
 whole_s = time.perf_counter() - start
 def shards():
     return len(list(out.parent.glob("*.partial/model-*.safetensors")))
 while not out.exists():
     child = os.fork()
     if child == 0:
-        quantize(parent, out, spec={"group_size": 4})
+        quantize(parent, out, **settings)
         os._exit(0)
     if kills < 12:  # after a while or after one more shard, whichever comes first: it never gets through at once
         deadline, known = time.perf_counter() + chance.uniform(0, 0.6) * whole_s, shards()
@@ -222,9 +227,10 @@ print(kills)
 """
 
 
-def test_killed_at_any_moment_and_run_again_it_gives_the_same_bytes(tiny_model, tmp_path):
+@pytest.mark.parametrize("method", ["rtn", "gptq"])
+def test_killed_at_any_moment_and_run_again_it_gives_the_same_bytes(tiny_model, tmp_path, method):
     path = tiny_model("llama").path
-    command = [sys.executable, "-c", KILLED, str(path), str(tmp_path / "killed"), "0"]
+    command = [sys.executable, "-c", KILLED, str(path), str(tmp_path / "killed"), "0", method]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr

@@ -1,0 +1,160 @@
+"""GPTQ: inputs are rounded one after another, and those still to come make up for the error (arXiv:2210.17323).
+
+What is kept small is sum_O e_O H e_O^T for the rows e of the error: with H = X^T X that of the layer's outputs, with
+the Fisher's H (`tensors.statistics`) that of the loss. Inputs are taken by descending diagonal ("activation order").
+Scales are searched first, on the weights as they are and by the same diagonal, so that groups stay runs of neighbours
+whatever the order. Then `sweeps` times: scales by least squares under the whole H for the codes found, and each code
+anew, given all others (coordinate descent, as in arXiv:2309.01885): each step can only make the error smaller.
+
+Shapes: O outputs, I inputs, N groups a row, G inputs a group, B inputs of a block.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from penjing.tensors.groups import Quantized, to_groups
+from penjing.tensors.scales import search, stored
+
+#: inputs whose error is handed on among themselves first, then to all others by one product of matrices
+_BLOCK = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spec:
+    """bits: 2, 3, 4, 5, 6 or 8. group_size: inputs that share a scale, a divisor of the row.
+
+    damping: added to the diagonal of H, as a fraction of its mean. sweeps: rounds of refinement.
+    """
+
+    bits: int = 4
+    group_size: int = 64
+    symmetric: bool = True
+    damping: float = 0.1
+    sweeps: int = 1
+
+
+def quantize(spec: Spec, weight_OI: Tensor, hessian_II: Tensor) -> Quantized:
+    """Quantize float32 weights, all finite, for errors that H weighs: symmetric, finite, no negative eigenvalue."""
+    start = search(
+        weight_OI, hessian_II.diagonal(), bits=spec.bits, group_size=spec.group_size, symmetric=spec.symmetric
+    )
+    damped_II = _damped(hessian_II, spec.damping)
+    grid = _Grid(start, spec.group_size)
+    order_I = damped_II.diagonal().argsort(descending=True, stable=True)
+    step_IO = _round_in_order(weight_OI.T, grid, damped_II, order_I)
+    for _ in range(spec.sweeps):
+        grid.fit(weight_OI, step_IO, damped_II)
+        step_IO = _round_each_anew(weight_OI.T, grid, step_IO, damped_II, order_I)
+    if spec.sweeps:
+        grid.fit(weight_OI, step_IO, damped_II)
+    return grid.quantized(step_IO)
+
+
+def error(weight_OI: Tensor, quantized: Quantized, hessian_II: Tensor) -> float:
+    """What is kept small."""
+    error_OI = quantized.dequantize() - weight_OI
+    return float(((error_OI @ hessian_II) * error_OI).sum())
+
+
+def _damped(hessian_II: Tensor, damping: float) -> Tensor:
+    """Positive definite; an input that was never seen costs as much as the damping says, or 1 where none was."""
+    mean = float(hessian_II.diagonal().mean())
+    return hessian_II + (damping * mean if mean > 0 else 1.0) * torch.eye(len(hessian_II))
+
+
+class _Grid:
+    """The values that each weight may take: (code - zero) * scale."""
+
+    def __init__(self, start: Quantized, group_size: int) -> None:
+        self._bits, self._group_size, self._zero_ON = start.bits, group_size, start.zero_ON
+        self._scale_ON = start.scale_ON.float()
+        zero_ON = torch.full_like(self._scale_ON, 1 << (start.bits - 1)) if start.zero_ON is None else start.zero_ON
+        self._low_NO = -zero_ON.T.float()
+        self._high_NO = self._low_NO + (1 << start.bits) - 1
+        self._scale_NO = self._scale_ON.T.contiguous()
+
+    def scale(self, index: int) -> Tensor:
+        """Of an input, [O]."""
+        return self._scale_NO[index // self._group_size]
+
+    def steps(self, index: int, weight_O: Tensor) -> Tensor:
+        """code - zero of the nearest values for one input."""
+        group = index // self._group_size
+        step_O = (weight_O / self._scale_NO[group]).round_()
+        return step_O.clamp_(self._low_NO[group], self._high_NO[group])
+
+    def values(self, step_IO: Tensor) -> Tensor:
+        return step_IO * self._scale_NO.repeat_interleave(self._group_size, dim=0)
+
+    def fit(self, weight_OI: Tensor, step_IO: Tensor, hessian_II: Tensor) -> None:
+        """The scales of each row that are best together: sum_M (c_N H c_M) s_M = c_N H w, with c_N a group's steps."""
+        step_OI = step_IO.T.contiguous()
+        step_ONG = to_groups(step_OI, self._group_size)
+        target_ON = (to_groups(weight_OI @ hessian_II, self._group_size) * step_ONG).sum(-1)
+        matrix_ONN = torch.stack(
+            [
+                to_groups((step_ONG[:, n] @ rows_GI) * step_OI, self._group_size).sum(-1)
+                for n, rows_GI in enumerate(torch.split(hessian_II, self._group_size))
+            ],
+            dim=1,
+        )
+        diagonal_ON = matrix_ONN.diagonal(dim1=1, dim2=2)
+        empty_ON = diagonal_ON <= 0  # a group of zeros: any scale will do
+        matrix_ONN = matrix_ONN.double() + torch.diag_embed(empty_ON.double())
+        fitted_ON = torch.linalg.solve(matrix_ONN, target_ON.double()).float()
+        self._scale_ON = torch.where(empty_ON | ~fitted_ON.isfinite(), self._scale_ON, stored(fitted_ON))
+        self._scale_NO = self._scale_ON.T.contiguous()
+
+    def quantized(self, step_IO: Tensor) -> Quantized:
+        code_IO = step_IO - self._low_NO.repeat_interleave(self._group_size, dim=0)
+        return Quantized(
+            code_ONG=to_groups(code_IO.T.to(torch.uint8).contiguous(), self._group_size),
+            scale_ON=self._scale_ON.half(),
+            zero_ON=self._zero_ON,
+            bits=self._bits,
+        )
+
+
+def _round_in_order(weight_IO: Tensor, grid: _Grid, hessian_II: Tensor, order_I: Tensor) -> Tensor:
+    """GPTQ proper: steps of each weight. Row i of the inverse's Cholesky factor says who makes up for input i."""
+    ordered_II = hessian_II[order_I][:, order_I].double()
+    inverse_II = torch.cholesky_inverse(torch.linalg.cholesky(ordered_II))
+    upper_II = torch.linalg.cholesky(inverse_II, upper=True).float()
+    work_IO = weight_IO[order_I]  # indexing copies
+    step_IO = torch.empty_like(work_IO)
+    index = order_I.tolist()
+    for begin in range(0, len(index), _BLOCK):
+        end = min(begin + _BLOCK, len(index))
+        error_BO = torch.empty_like(work_IO[begin:end])
+        for i in range(begin, end):
+            step_IO[i] = grid.steps(index[i], work_IO[i])
+            error_BO[i - begin] = (work_IO[i] - step_IO[i] * grid.scale(index[i])) / upper_II[i, i]
+            work_IO[i + 1 : end].addr_(upper_II[i, i + 1 : end], error_BO[i - begin], alpha=-1)
+        work_IO[end:] -= upper_II[begin:end, end:].T @ error_BO
+    found_IO = torch.empty_like(step_IO)
+    found_IO[order_I] = step_IO
+    return found_IO
+
+
+def _round_each_anew(weight_IO: Tensor, grid: _Grid, step_IO: Tensor, hessian_II: Tensor, order_I: Tensor) -> Tensor:
+    """Coordinate descent: the best step of each weight given all others of its row."""
+    ordered_II = hessian_II[order_I][:, order_I]
+    error_IO = (weight_IO - grid.values(step_IO))[order_I]
+    pull_IO = ordered_II @ error_IO
+    value_IO, ordered_IO = grid.values(step_IO)[order_I], step_IO[order_I]
+    index = order_I.tolist()
+    for begin in range(0, len(index), _BLOCK):
+        end = min(begin + _BLOCK, len(index))
+        change_BO = torch.empty_like(pull_IO[begin:end])
+        for i in range(begin, end):
+            ordered_IO[i] = grid.steps(index[i], value_IO[i] + pull_IO[i] / ordered_II[i, i])
+            change_BO[i - begin] = ordered_IO[i] * grid.scale(index[i]) - value_IO[i]
+            pull_IO[i + 1 : end].addr_(ordered_II[i, i + 1 : end], change_BO[i - begin], alpha=-1)
+        pull_IO[end:] -= ordered_II[begin:end, end:].T @ change_BO
+    found_IO = torch.empty_like(step_IO)
+    found_IO[order_I] = ordered_IO
+    return found_IO
