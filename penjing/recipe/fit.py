@@ -82,13 +82,14 @@ def fit(
     bandwidth = 1e9 * read_device(device).read_gb_per_s if device is not None else None
     limits = Limits(max_bytes=max_bytes, min_speed=min_speed, max_loss=max_loss, read_bytes_per_s=bandwidth)
     run = out.with_suffix(".run")
+    cache = run / "importance.safetensors"
     _make_folder(run)
     calibration, held_out = _windows(parent, data, seed)
     settings = {"max_bytes": max_bytes, "min_speed": min_speed, "max_loss": max_loss, "seed": seed, "method": METHOD}
     with recording(
         "fit", settings, path=run / EVIDENCE, parent=parent.digest, corpus=held_out.digest, isa=isa()
     ) as work:
-        importances = calibrate(parent, calibration, cache=run / "importance.safetensors", seed=seed, progress=progress)
+        importances = calibrate(parent, calibration, cache=cache, seed=seed, progress=progress)
         draft = run / out.name
         possible = options(parent, importances, progress=progress)
         chosen = make_within(parent, run, draft, possible, importances, calibration, limits, seed, progress)
@@ -100,6 +101,7 @@ def fit(
     replace_evidence(draft, [*records.read(run / "quantized" / EVIDENCE), fitted.to_json()])
     os.replace(draft, out)
     report(out, run / "report.html")
+    cache.unlink(missing_ok=True)  # larger than the model, and only a re-run would have needed it
     found = {"out": str(out), "before": work.before, "after": work.after}
     return found | {"seconds": fitted.seconds, "peak_rss_bytes": fitted.peak_rss_bytes}
 
