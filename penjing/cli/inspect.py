@@ -13,6 +13,7 @@ from penjing.cli._values import Json, Model
 if TYPE_CHECKING:
     from penjing.checkpoint import Checkpoint
 
+_MAX_SETTINGS = 12  # of a record, in the table
 PANEL = "Look"
 
 
@@ -111,4 +112,5 @@ def _settings(settings: dict[str, Any]) -> str:
             said += [f"{pattern}:{name}={entry}" for pattern, changes in value for name, entry in changes.items()]
         else:
             said.append(f"{key}={value}")
-    return " ".join(said)
+    hidden = len(said) - _MAX_SETTINGS
+    return " ".join(said[:_MAX_SETTINGS]) + (f" … and {hidden} more (--json has all)" if hidden > 0 else "")

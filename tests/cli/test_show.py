@@ -80,3 +80,13 @@ def test_measurements_have_a_line_for_what_any_has():
     assert ["held-out", "perplexity", "12.35", "13.00"] in lines
     assert ["of", "the", "limit", "–", "82%"] in lines
     assert not any("memory" in line for line in lines)
+
+
+def test_a_record_of_many_settings_is_cut_and_says_so():
+    from penjing.cli.inspect import _settings
+
+    few = {"method": "rtn", "overrides": [["embed", {"bits": 8}]]}
+    assert _settings(few) == "method=rtn embed:bits=8"
+    many = {"method": "rtn", "overrides": [[f"layers.{n}.q", {"bits": 4}] for n in range(30)]}
+    assert _settings(many).startswith("method=rtn layers.0.q:bits=4 ")
+    assert _settings(many).endswith("layers.10.q:bits=4 … and 19 more (--json has all)")
