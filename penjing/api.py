@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from penjing.runtime.session import Session
     from penjing.tensors.statistics import Importance
 
-CALIBRATION_WINDOW = 512  # tokens
 CALIBRATION_WINDOWS = 16
 
 Progress = Callable[[str, int, int], None]
@@ -281,10 +280,10 @@ class Model:
         self, out: Path, data: str | Path | Corpus, seed: int, progress: Progress | None
     ) -> tuple[Mapping[str, Importance], Windows]:
         """How much the loss on a text minds errors in each matrix, and that text."""
-        from penjing.measure.compare import held_out_windows
+        from penjing.measure.compare import WINDOW, held_out_windows
         from penjing.stages.calibrate import calibrate
 
-        windows = held_out_windows(self.checkpoint, _corpus(data), CALIBRATION_WINDOW, CALIBRATION_WINDOWS)
+        windows = held_out_windows(self.checkpoint, _corpus(data), WINDOW, CALIBRATION_WINDOWS)
         cache = out.with_name(f"{out.name}.importance.safetensors")
         return calibrate(self.checkpoint, windows, cache=cache, seed=seed, progress=progress), windows
 

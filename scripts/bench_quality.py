@@ -31,7 +31,7 @@ from penjing.data.text import Corpus, Windows, blocks, check_disjoint, read_corp
 from penjing.evidence import device
 from penjing.format.pack import Layout
 from penjing.measure import torch_decoder
-from penjing.measure.compare import held_out_windows
+from penjing.measure.compare import WINDOW, held_out_windows
 from penjing.measure.quality import quality
 from penjing.quant import technique
 from penjing.recipe.fit import Limits, make_within
@@ -42,7 +42,6 @@ from penjing.stages.calibrate import calibrate
 COPY = Path(__file__).parent / "peers" / "gguf_copy.py"
 PARENT = "smollm2-135m"
 SIZES = (76_000_000, 60_000_000, 48_000_000, 39_000_000)  # 2 bits in groups of 64 are 38.4 MB
-WINDOW = 512  # tokens
 UNIFORM = [(bits, group) for bits in (2, 3, 4, 5, 6) for group in (32, 64, 96, 192, 576)]
 
 

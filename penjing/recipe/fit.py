@@ -22,7 +22,7 @@ from penjing.evidence import recording
 from penjing.files import os_error
 from penjing.format.container import replace_evidence
 from penjing.measure import torch_model
-from penjing.measure.compare import describe, held_out_windows, shipped_vs_simulated
+from penjing.measure.compare import WINDOW, describe, held_out_windows, shipped_vs_simulated
 from penjing.measure.memory import measure_memory
 from penjing.measure.probe import read_device
 from penjing.measure.quality import quality
@@ -37,7 +37,6 @@ from penjing.stages.pack import check_out, pack
 from penjing.stages.quantize import quantize
 from penjing.tensors.statistics import Importance
 
-WINDOW = 512  # tokens
 CALIBRATION_WINDOWS = 12
 HELD_OUT_WINDOWS = 16
 _HEADER_BYTES_A_MATRIX = 400  # a first guess: names, layout, settings; the packed file corrects it
