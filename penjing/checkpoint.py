@@ -70,7 +70,7 @@ class Checkpoint:
         return gather_part(part, self.read, self.tensors[part.source].shape[0], rows)
 
     def packed(self, name: str) -> dict[str, NDArray[Any]]:
-        """ "codes", "scales" and perhaps "zeros" of a weight in `quantized`."""
+        """ "codes", "scales" and perhaps "zeros" or "book" of a weight in `quantized`."""
         return self._source.packed(name)
 
     @cached_property

@@ -63,8 +63,7 @@ def _layouts(checkpoint: Checkpoint) -> dict[str, int]:
     """How many matrices are stored in which way."""
     found: dict[str, int] = {}
     for layout in checkpoint.quantized.values():
-        name = f"{layout.bits} bits, groups of {layout.group_size}{'' if layout.symmetric else ', zero points'}"
-        found[name] = found.get(name, 0) + 1
+        found[layout.described] = found.get(layout.described, 0) + 1
     rest = len(checkpoint.architecture.matrix_shapes()) - sum(found.values())
     kind = "types of GGUF" if checkpoint.path.suffix == ".gguf" else "float"
     return dict(sorted(found.items())) | ({kind: rest} if rest else {})

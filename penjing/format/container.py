@@ -6,7 +6,6 @@ sizes, that scales and vectors are finite. Reading a file that somebody else wro
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import zlib
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -208,7 +207,7 @@ def write_container(
         "format": FORMAT,
         "version": VERSION,
         "architecture": architecture.to_json(),
-        "layouts": _dump({name: dataclasses.asdict(layout) for name, layout in layouts.items()}),
+        "layouts": _dump({name: layout.to_fields() for name, layout in layouts.items()}),
         "chat_template": _dump(chat_template),
         "generation": _dump(dict(generation or {})),
         "provenance": _dump(dict(provenance or {})),

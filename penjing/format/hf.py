@@ -60,9 +60,9 @@ class HuggingFaceFolder:
         return self._file_of[tensor].read(tensor, rows)
 
     def packed(self, name: str) -> dict[str, NDArray[Any]]:
-        """Codes, scales and perhaps zeros of a canonical weight: views of the mapped file."""
+        """Codes, scales and perhaps zeros or a book of a canonical weight: views of the mapped file."""
         found: dict[str, NDArray[Any]] = {}
-        for field in ("codes", "scales", "zeros"):
+        for field in ("codes", "scales", "zeros", "book"):
             file = self._code_file_of.get(f"{name}.{field}")
             if file is not None:
                 file.check_unchanged()

@@ -1,7 +1,7 @@
 """A child checkpoint: a Hugging Face folder, written shard by shard into `OUT.partial`, renamed to OUT when complete.
 
     model-00001-of-000NN.safetensors   weights in float, as transformers reads them
-    codes-00001-of-000NN.safetensors   packed codes of the same shard's quantized matrices: NAME.codes, .scales, .zeros
+    codes-00001-of-000NN.safetensors   packed codes of the same shard's quantized matrices: NAME.codes, .scales, …
     model.safetensors.index.json, config.json, generation_config.json, tokenizer.json, tokenizer_config.json, …
     penjing.json                       "layouts": {name: Layout}, "base": the model that it all began with
 
@@ -14,7 +14,6 @@ finished and of which step. The same step continues there, another one starts an
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import os
@@ -83,11 +82,12 @@ class ShardWriter:
         self._weights.write(tensor, round_floats(rows, kind, where=tensor), start_row)
 
     def write_codes(self, name: str, packed: Mapping[str, NDArray[Any]], start_panel: int = 0) -> None:
-        """Panels of a matrix as `pack_codes` gives them."""
+        """Panels of a matrix as `pack_codes` gives them; its book, if it has one, counts with the first."""
         if self._codes is None:
             raise ValueError(f"{name}: this shard has no codes")
         for suffix, array in packed.items():
-            self._codes.write(f"{name}.{suffix}", array, start_panel)
+            if suffix != "book" or start_panel == 0:
+                self._codes.write(f"{name}.{suffix}", array, start_panel)
 
 
 class CheckpointWriter:
@@ -245,7 +245,7 @@ class CheckpointWriter:
         weight_map = {name: self._name("model", n) for n, shard in enumerate(self._shards) for name in shard.tensors}
         size = sum(spec.nbytes for shard in self._shards for spec in shard.tensors.values())
         self._write_json("model.safetensors.index.json", {"metadata": {"total_size": size}, "weight_map": weight_map})
-        layouts = {name: dataclasses.asdict(layout) for shard in self._shards for name, layout in shard.layouts.items()}
+        layouts = {name: layout.to_fields() for shard in self._shards for name, layout in shard.layouts.items()}
         own = {"format": "penjing-checkpoint", "version": 1, "base": dict(base), "layouts": layouts}
         self._write_json(LAYOUTS, own)
 

@@ -1,7 +1,7 @@
 """Codes and floats to the bytes that kernels read, and back. The layout is told in csrc/include/penjing.h.
 
 Shapes: O outputs, I inputs, N groups a row, G inputs a group, S = G rounded up to 16 (the stride), P panels of 16
-outputs (lanes, L), B = S / 4 blocks of 4 inputs, E = 64 entries of a block (4 * lane + input).
+outputs (lanes, L), B = S / 4 blocks of 4 inputs, E = 64 entries of a block (4 * lane + input), K entries of a book.
 Everything goes panel by panel: temporaries stay small whatever the matrix's size.
 """
 
@@ -16,29 +16,42 @@ import numpy as np
 from numpy.typing import NDArray
 
 from penjing.errors import PenjingError
+from penjing.format.planes import (
+    ENTRIES,
+    PLANES,
+    Codes,
+    bits_bytes,
+    pack_bits,
+    pack_ternary,
+    ternary_bytes,
+    unpack_bits,
+    unpack_ternary,
+)
 from penjing.format.safetensors_file import VIEWS, TensorSpec
 
 LANES: Final = 16
-_ENTRIES: Final = 4 * LANES  # of a block
-#: bits of a code to the widths of its planes, lowest bits first
-PLANES: Final[dict[int, tuple[int, ...]]] = {2: (2,), 3: (2, 1), 4: (4,), 5: (4, 1), 6: (4, 2), 8: (8,)}
+#: what codes stand for to the bits that they may have
+LEVELS: Final[dict[str, tuple[int, ...]]] = {"uniform": tuple(PLANES), "ternary": (2,), "book": (2, 3, 4)}
 #: the largest group whose sum of code * activation (255 * 127 each) stays inside an int32
 MAX_GROUP: Final = 1 << 16
 _MAX_SIZE: Final = 1 << 24  # of rows and columns, as in Architecture
 _CHUNK: Final = 1 << 22  # weights packed at a time
 
 Kind = Literal["codes", "f32", "f16", "bf16"]
+Levels = Literal["uniform", "ternary", "book"]
 FLOAT_DTYPES: Final[dict[str, str]] = {"f32": "F32", "f16": "F16", "bf16": "BF16"}
-Codes = NDArray[np.uint8]
 Scales = NDArray[np.float16]
 Zeros = NDArray[np.uint8]
+Book = NDArray[np.int8]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """How a matrix of `rows` outputs by `cols` inputs is stored. `bits`, `group_size`, `symmetric`: codes only.
+    """How a matrix of `rows` outputs by `cols` inputs is stored. The fields from `bits` on: codes only.
 
-    A symmetric layout has no zero points: they are 2^(bits-1) everywhere.
+    `levels`: "uniform": weight = (code - zero) * scale. A symmetric layout has no zero points: they are 2^(bits-1)
+    everywhere; of 1 bit, codes 0 and 1 stand for -1 and +1. "ternary": codes 0, 1, 2 stand for -1, 0, +1; `bits` is 2,
+    stored are 1.6. "book": code k stands for entry k of the matrix's book of 2^bits int8. These are always symmetric.
     """
 
     kind: Kind
@@ -47,6 +60,7 @@ class Layout:
     bits: int = 0
     group_size: int = 0
     symmetric: bool = True
+    levels: Levels = "uniform"
 
     @classmethod
     def from_fields(cls, fields: Any, *, where: str) -> Layout:
@@ -58,6 +72,13 @@ class Layout:
         layout.check(where=where)
         return layout
 
+    def to_fields(self) -> dict[str, Any]:
+        """For JSON, and back through `from_fields`. Uniform levels are not said: files before there were others."""
+        fields = dataclasses.asdict(self)
+        if self.levels == "uniform":
+            del fields["levels"]
+        return fields
+
     def check(self, *, where: str) -> None:
         """Raise PenjingError unless this layout can be packed."""
         sizes = (self.rows, self.cols, self.bits, self.group_size)
@@ -65,19 +86,35 @@ class Layout:
             raise PenjingError(f"unreadable layout: {self}", where=where, attempt="pack the model again")
         if self.kind not in get_args(Kind):
             raise PenjingError(f"unknown layout {self.kind!r}", where=where, attempt="use a newer penjing")
+        if self.levels not in get_args(Levels):
+            raise PenjingError(f"unknown levels {self.levels!r}", where=where, attempt="use a newer penjing")
         if not (1 <= self.rows <= _MAX_SIZE and 1 <= self.cols <= _MAX_SIZE):
             raise PenjingError(
                 f"impossible size {self.rows} x {self.cols}", where=where, attempt="pack the model again"
             )
         if self.kind == "codes":
-            if self.bits not in PLANES:
-                offer = ", ".join(map(str, PLANES))
-                raise PenjingError(f"{self.bits} bits are not supported", where=where, attempt=f"--set bits=N: {offer}")
+            if self.bits not in LEVELS[self.levels]:
+                offer = ", ".join(map(str, LEVELS[self.levels]))
+                fact = f"{self.bits} bits are not supported" + ("" if self.levels == "uniform" else f" ({self.levels})")
+                raise PenjingError(fact, where=where, attempt=f"--set bits=N: {offer}")
+            if not self.symmetric and (self.levels != "uniform" or self.bits == 1):
+                fact = f"{self.bits} bits ({self.levels}) have no zero points"
+                raise PenjingError(fact, where=where, attempt="--set symmetric=yes")
             check_group_size(self.cols, self.group_size, where=where)
-        elif self.bits or self.group_size:
+        elif self.bits or self.group_size or self.levels != "uniform":
             raise PenjingError(
                 f"a float layout with bits or groups: {self}", where=where, attempt="pack the model again"
             )
+
+    @property
+    def described(self) -> str:
+        """For people, in a few words."""
+        if self.kind != "codes":
+            return self.kind
+        name = {"uniform": f"{self.bits} bits", "ternary": "ternary", "book": f"{self.bits} bits by a book"}[
+            self.levels
+        ]
+        return f"{name}, groups of {self.group_size}{'' if self.symmetric else ', zero points'}"
 
     @property
     def num_panels(self) -> int:
@@ -95,8 +132,10 @@ class Layout:
     @property
     def panel_bytes(self) -> int:
         """Bytes of one panel of codes or floats (scales and zero points not counted)."""
+        if self.levels == "ternary":
+            return ternary_bytes(self.num_groups * self.stride // 16)
         if self.kind == "codes":
-            return self.num_groups * self.stride * LANES * self.bits // 8
+            return bits_bytes(self.bits, self.num_groups * self.stride // 4)
         return self.cols * LANES * VIEWS[FLOAT_DTYPES[self.kind]].itemsize
 
     @property
@@ -110,15 +149,40 @@ class Layout:
         if self.kind != "codes":
             return self.rows * self.cols * VIEWS[FLOAT_DTYPES[self.kind]].itemsize
         group_bytes = 2 if self.symmetric else 3
-        return -(-self.rows * self.cols * self.bits // 8) + self.rows * self.num_groups * group_bytes
+        weights = self.rows * self.cols
+        code_bytes = -(-weights // 5) if self.levels == "ternary" else -(-weights * self.bits // 8)
+        return code_bytes + self.rows * self.num_groups * group_bytes + self.book_size
+
+    @property
+    def num_codes(self) -> int:
+        return 3 if self.levels == "ternary" else 1 << self.bits
+
+    @property
+    def book_size(self) -> int:
+        return self.num_codes if self.levels == "book" else 0
 
     def tensor_specs(self) -> dict[str, TensorSpec]:
-        """Suffix to what is stored under it: codes, scales and zeros, or weight."""
+        """Suffix to what is stored under it: codes and scales, perhaps zeros or a book; or weight."""
         if self.kind != "codes":
             return {"weight": TensorSpec(FLOAT_DTYPES[self.kind], (self.num_panels, self.cols, LANES))}
         groups = (self.num_panels, self.num_groups, LANES)
         specs = {"codes": TensorSpec("U8", (self.num_panels, self.panel_bytes)), "scales": TensorSpec("F16", groups)}
+        if self.levels == "book":
+            specs["book"] = TensorSpec("I8", (self.book_size,))
         return specs if self.symmetric else specs | {"zeros": TensorSpec("U8", groups)}
+
+
+def level_values(bits: int, levels: str, book_K: Book | None = None) -> NDArray[np.int16]:
+    """What each code of a symmetric matrix stands for, in units of the scale."""
+    if levels == "book":
+        if book_K is None or book_K.shape != (1 << bits,):
+            raise ValueError(f"a book of {1 << bits} entries, not {book_K}")
+        return book_K.astype(np.int16)
+    if levels == "ternary":
+        return np.array([-1, 0, 1], np.int16)
+    if bits == 1:
+        return np.array([-1, 1], np.int16)
+    return np.arange(1 << bits, dtype=np.int16) - np.int16(1 << (bits - 1))
 
 
 def check_group_size(cols: int, group_size: int, *, where: str) -> None:
@@ -135,15 +199,19 @@ def check_group_size(cols: int, group_size: int, *, where: str) -> None:
     raise PenjingError(fact, where=where, attempt=f"--set group_size={best}")
 
 
-def pack_codes(layout: Layout, code_OI: Codes, scale_ON: Scales, zero_ON: Zeros | None) -> dict[str, NDArray[Any]]:
-    """Codes, scales and zero points as stored: see `Layout.tensor_specs`. Padded lanes have scale 0.
+def pack_codes(
+    layout: Layout, code_OI: Codes, scale_ON: Scales, zero_ON: Zeros | None, book_K: Book | None = None
+) -> dict[str, NDArray[Any]]:
+    """Codes, scales, zero points and book as stored: see `Layout.tensor_specs`. Padded lanes have scale 0.
 
     A chunk of a matrix is packed with a layout of as many rows, which must be a multiple of 16 but for the last chunk.
     """
     _expect(code_OI, (layout.rows, layout.cols), np.uint8, "codes")
     _expect(scale_ON, (layout.rows, layout.num_groups), np.float16, "scales")
-    if code_OI.max(initial=0) >> layout.bits:
-        raise ValueError(f"a code of {code_OI.max()} in {layout.bits} bits")
+    if code_OI.max(initial=0) >= layout.num_codes:
+        raise ValueError(f"a code of {code_OI.max()} where there are {layout.num_codes}")
+    if (layout.levels == "book") != (book_K is not None):
+        raise ValueError("a layout with a book needs one, others have none")
     if layout.symmetric != (zero_ON is None):
         raise ValueError("a symmetric layout has no zero points, an asymmetric one has them")
     packed: dict[str, NDArray[Any]] = {
@@ -156,21 +224,22 @@ def pack_codes(layout: Layout, code_OI: Codes, scale_ON: Scales, zero_ON: Zeros 
     if zero_ON is not None:
         _expect(zero_ON, (layout.rows, layout.num_groups), np.uint8, "zeros")
         packed["zeros"][:] = _to_lanes(zero_ON)
+    if book_K is not None:
+        _expect(book_K, (layout.book_size,), np.int8, "a book")
+        packed["book"][:] = book_K
     return packed
 
 
 def unpack_codes(
     layout: Layout, tensors: Mapping[str, NDArray[Any]], panels: slice | None = None
-) -> tuple[Codes, Scales, Zeros]:
-    """The inverse of `pack_codes` for some panels: codes [O, I], scales and zero points [O, N] (symmetric ones too)."""
+) -> tuple[Codes, Scales, Zeros | None]:
+    """The inverse of `pack_codes` for some panels: codes [O, I], scales and, unless symmetric, zero points [O, N]."""
     start, stop, _ = (panels or slice(None)).indices(layout.num_panels)
     rows = max(0, min(stop * LANES, layout.rows) - start * LANES)
     chosen = slice(start, stop)
     code_OI = _unpack_panels(layout, tensors["codes"][chosen])[:rows]
     scale_ON: Scales = _from_lanes(tensors["scales"][chosen])[:rows]
-    if layout.symmetric:
-        return code_OI, scale_ON, np.full(scale_ON.shape, 1 << (layout.bits - 1), np.uint8)
-    zero_ON: Zeros = _from_lanes(tensors["zeros"][chosen])[:rows]
+    zero_ON: Zeros | None = None if layout.symmetric else _from_lanes(tensors["zeros"][chosen])[:rows]
     return code_OI, scale_ON, zero_ON
 
 
@@ -195,7 +264,7 @@ def unpack_float(
 
 
 def dequantize(layout: Layout, tensors: Mapping[str, NDArray[Any]], rows: slice | None = None) -> NDArray[np.float32]:
-    """Some rows (all by default) as float32 [O, I]: floats as they are, codes as (code - zero) * float32(scale)."""
+    """Some rows (all by default) as float32 [O, I]: floats as they are, codes by their meaning times the scale."""
     start, stop, step = (rows or slice(None)).indices(layout.rows)
     if step != 1:
         raise ValueError(f"rows must be consecutive, not {rows}")
@@ -203,7 +272,7 @@ def dequantize(layout: Layout, tensors: Mapping[str, NDArray[Any]], rows: slice 
     out_OI = np.empty((stop - start, layout.cols), np.float32)
     for panels in _panel_chunks(layout, slice(start // LANES, -(-stop // LANES))):
         if layout.kind == "codes":
-            chunk_OI = scale_codes(*unpack_codes(layout, tensors, panels))
+            chunk_OI = _scale_codes(layout, *unpack_codes(layout, tensors, panels), tensors.get("book"))
         else:
             chunk_OI = unpack_float(layout, tensors, panels)
         first = panels.start * LANES
@@ -212,12 +281,18 @@ def dequantize(layout: Layout, tensors: Mapping[str, NDArray[Any]], rows: slice 
     return out_OI
 
 
-def scale_codes(code_OI: Codes, scale_ON: Scales, zero_ON: Zeros) -> NDArray[np.float32]:
+def _scale_codes(
+    layout: Layout, code_OI: Codes, scale_ON: Scales, zero_ON: Zeros | None, book_K: Book | None
+) -> NDArray[np.float32]:
     """(code - zero) * float32(scale): the difference is exact, so there is one rounding a weight."""
-    code_ONG = code_OI.reshape(*scale_ON.shape, -1).astype(np.float32)
-    code_ONG -= zero_ON[:, :, None]
-    code_ONG *= scale_ON[:, :, None].astype(np.float32)
-    return code_ONG.reshape(code_OI.shape)
+    code_ONG = code_OI.reshape(*scale_ON.shape, -1)
+    if zero_ON is None:
+        step_ONG = level_values(layout.bits, layout.levels, book_K).astype(np.float32)[code_ONG]
+    else:
+        step_ONG = code_ONG.astype(np.float32)
+        step_ONG -= zero_ON[:, :, None]
+    step_ONG *= scale_ON[:, :, None].astype(np.float32)
+    return step_ONG.reshape(code_OI.shape)
 
 
 def round_floats(weight: NDArray[np.float32], kind: str, *, where: str = "") -> NDArray[Any]:
@@ -285,56 +360,19 @@ def _pack_panels(layout: Layout, code_OI: Codes) -> Codes:
     code_ONS = np.zeros((num_panels * LANES, groups, stride), np.uint8)
     code_ONS[: len(code_OI), :, : layout.group_size] = code_OI.reshape(len(code_OI), groups, layout.group_size)
     code_PLNBI = code_ONS.reshape(num_panels, LANES, groups, stride // 4, 4)
-    code_PNBE = code_PLNBI.transpose(0, 2, 3, 1, 4).reshape(num_panels, groups, stride // 4, _ENTRIES)
-    planes = [_pack_plane(code_PNBE >> np.uint8(shift) & _mask(width), width) for shift, width in _planes(layout.bits)]
-    return np.concatenate(planes, axis=-1).reshape(num_panels, layout.panel_bytes)
+    code_PNBE = code_PLNBI.transpose(0, 2, 3, 1, 4).reshape(num_panels, groups, stride // 4, ENTRIES)
+    if layout.levels == "ternary":
+        return pack_ternary(code_PNBE.reshape(num_panels, -1, 4, ENTRIES))
+    return pack_bits(code_PNBE, layout.bits)
 
 
 def _unpack_panels(layout: Layout, bytes_PX: Codes) -> Codes:
     """The inverse of `_pack_panels`: codes [16 P, I]."""
     num_panels, groups, blocks = len(bytes_PX), layout.num_groups, layout.stride // 4
-    bytes_PNX = bytes_PX.reshape(num_panels, groups, layout.panel_bytes // groups)
-    code_PNBE = np.zeros((num_panels, groups, blocks, _ENTRIES), np.uint8)
-    begin = 0
-    for shift, width in _planes(layout.bits):
-        end = begin + blocks * _ENTRIES * width // 8
-        code_PNBE |= _unpack_plane(np.ascontiguousarray(bytes_PNX[:, :, begin:end]), width) << np.uint8(shift)
-        begin = end
+    if layout.levels == "ternary":
+        code_PNBE = unpack_ternary(bytes_PX, groups * blocks // 4)
+    else:
+        code_PNBE = unpack_bits(bytes_PX, layout.bits, groups, blocks)
     code_PLNBI = code_PNBE.reshape(num_panels, groups, blocks, LANES, 4).transpose(0, 3, 1, 2, 4)
     code_ONS = code_PLNBI.reshape(num_panels * LANES, groups, layout.stride)
     return code_ONS[:, :, : layout.group_size].reshape(num_panels * LANES, layout.cols)
-
-
-def _planes(bits: int) -> Iterator[tuple[int, int]]:
-    """The lowest bit and the width of each plane."""
-    shift = 0
-    for width in PLANES[bits]:
-        yield shift, width
-        shift += width
-
-
-def _pack_plane(plane_PNBE: Codes, width: int) -> Codes:
-    """Values of `width` bits as bytes [P, N, X]."""
-    panels, groups, blocks, entries = plane_PNBE.shape
-    if width == 1:
-        return np.packbits(plane_PNBE, axis=-1, bitorder="little").reshape(panels, groups, -1)
-    share = 8 // width  # so many blocks share 64 bytes, the first in the lowest bits
-    fields = plane_PNBE.reshape(panels, groups, blocks // share, share, entries)
-    packed = fields[:, :, :, 0].copy()
-    for index in range(1, share):
-        packed |= fields[:, :, :, index] << (index * width)
-    return packed.reshape(panels, groups, -1)
-
-
-def _unpack_plane(bytes_PNX: Codes, width: int) -> Codes:
-    """The inverse of `_pack_plane`: [P, N, B, E]."""
-    panels, groups, _ = bytes_PNX.shape
-    if width == 1:
-        return np.unpackbits(bytes_PNX, axis=-1, bitorder="little").reshape(panels, groups, -1, _ENTRIES)
-    shared = bytes_PNX.reshape(panels, groups, -1, 1, _ENTRIES)
-    shifts = np.arange(0, 8, width, dtype=np.uint8)[:, None]
-    return (shared >> shifts & _mask(width)).reshape(panels, groups, -1, _ENTRIES)
-
-
-def _mask(width: int) -> np.uint8:
-    return np.uint8((1 << width) - 1)

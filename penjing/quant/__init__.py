@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from penjing.errors import PenjingError
+from penjing.format.pack import Layout
 
 if TYPE_CHECKING:
     import torch
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
 class Technique(Protocol):
     """`Spec`: a frozen dataclass of settings. `quantize(spec, weight_OI)` gives a `tensors.groups.Quantized`.
 
+    `Spec` has bits, group_size and symmetric, and `levels` unless they are uniform: what a `format.pack.Layout` needs.
+    A matrix may come in several pieces of rows. Where `levels` is "book", `quantize` takes `book_K` too: the book that
+    was chosen for the rows before, which these must use as well, or None.
     A technique that weighs errors takes `importance_I` as well: how much the loss minds an error in each input; or
     `hessian_II`: how it minds them together (of which importance is the diagonal).
     """
@@ -43,18 +47,40 @@ def uses_hessian(method: Technique) -> bool:
     return "hessian_II" in inspect.signature(method.quantize).parameters
 
 
+def uses_book(method: Technique) -> bool:
+    return "book_K" in inspect.signature(method.quantize).parameters
+
+
+def layout_for(spec: Any, rows: int, cols: int) -> Layout:
+    """How a matrix that was quantized with this Spec is stored."""
+    return Layout(
+        kind="codes",
+        rows=rows,
+        cols=cols,
+        bits=spec.bits,
+        group_size=spec.group_size,
+        symmetric=spec.symmetric,
+        levels=getattr(spec, "levels", "uniform"),
+    )
+
+
 def apply(
     method: Technique,
     spec: Any,
     weight_OI: torch.Tensor,
     importance_I: torch.Tensor | None,
     hessian_II: torch.Tensor | None = None,
+    book_K: torch.Tensor | None = None,
 ) -> Quantized:
-    """Quantize, with what the technique weighs errors by. PenjingError if it does and there is none."""
+    """Quantize, with what the technique weighs errors by. PenjingError if it does and there is none.
+
+    `book_K`: of the rows before these, for techniques that choose one.
+    """
     asked = [importance_I] * uses_importance(method) + [hessian_II] * uses_hessian(method)
     if any(weighing is None for weighing in asked):
         name = method.quantize.__module__.rsplit(".", 1)[-1]
         raise PenjingError(
             f"{name} needs text to calibrate on", where="--method", attempt="--data FILE, or --method rtn"
         )
-    return method.quantize(spec, weight_OI, *asked)
+    book = {"book_K": book_K} if uses_book(method) else {}
+    return method.quantize(spec, weight_OI, *asked, **book)

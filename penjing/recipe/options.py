@@ -12,7 +12,7 @@ import torch
 
 from penjing.checkpoint import Checkpoint
 from penjing.format.pack import Layout
-from penjing.quant import apply, technique
+from penjing.quant import apply, layout_for, technique
 from penjing.recipe.search import Option
 from penjing.stages import Progress
 from penjing.tensors.statistics import Importance
@@ -62,6 +62,6 @@ def _options(num_rows: int, weight_OI: torch.Tensor, importance: Importance, row
             spec = method.Spec(bits=bits, group_size=group_size)
             quantized = apply(method, spec, weight_OI, importance.mean_input_I())
             loss = gain * scale_up * importance.loss(quantized.dequantize() - weight_OI, rows)
-            layout = Layout(kind="codes", rows=num_rows, cols=num_cols, bits=bits, group_size=group_size)
-            yield Option({"bits": bits, "group_size": group_size}, layout.nbytes, loss)
+            size = layout_for(spec, num_rows, num_cols).nbytes
+            yield Option({"bits": bits, "group_size": group_size}, size, loss)
     yield Option({"bits": 16}, Layout(kind="f16", rows=num_rows, cols=num_cols).nbytes, 0.0)

@@ -272,7 +272,7 @@ def _bits(packed: Packed) -> str:
     head = f"<thead><tr><th></th>{header}</tr></thead>"
     table = f'<div class="scroll"><table class="grid">{head}<tbody>{"".join(rows)}</tbody></table></div>'
     outside = "".join(
-        f"<dt>{name}</dt><dd>{_text(_described(packed.layouts[name]))}</dd>"
+        f"<dt>{name}</dt><dd>{_text(packed.layouts[name].described)}</dd>"
         for name in ("embed", "head")
         if name in packed.layouts
     )
@@ -290,17 +290,11 @@ def _bits(packed: Packed) -> str:
 def _cell(layout: Layout | None, with_group: bool) -> str:
     if layout is None:
         return ""
-    bits = layout.bits if layout.kind == "codes" else int(layout.kind.removeprefix("b").removeprefix("f"))
+    bits: float = layout.bits if layout.kind == "codes" else int(layout.kind.removeprefix("b").removeprefix("f"))
+    if layout.levels == "ternary":
+        bits = 1.6
     group = f"<small>{layout.group_size}</small>" if with_group and layout.kind == "codes" else ""
-    return f'<td style="--bits:{min(bits, 8)}" title="{_text(_described(layout))}">{bits}{group}</td>'
-
-
-def _described(layout: Layout) -> str:
-    if layout.kind != "codes":
-        return layout.kind
-    return (
-        f"{layout.bits} bits, groups of {layout.group_size}, {'symmetric' if layout.symmetric else 'with zero points'}"
-    )
+    return f'<td style="--bits:{min(bits, 8)}" title="{_text(layout.described)}">{bits}{group}</td>'
 
 
 def _table_of_evidence(records: Sequence[Record], notes: Sequence[str]) -> str:

@@ -6,7 +6,6 @@ The engine reads what it is pointed to and cannot tell how long an array is, so 
 from __future__ import annotations
 
 import ctypes
-import dataclasses
 import functools
 import hashlib
 import json
@@ -61,7 +60,7 @@ class Model:
     @functools.cached_property
     def digest(self) -> str:
         """sha256 over all that its answers depend on: architecture, layouts and every array."""
-        layouts = {name: dataclasses.asdict(layout) for name, layout in self._layouts.items()}
+        layouts = {name: layout.to_fields() for name, layout in self._layouts.items()}
         digest = hashlib.sha256(self.architecture.to_json().encode())
         digest.update(json.dumps(layouts, sort_keys=True).encode())
         for name, array in sorted(self._tensors.items()):
@@ -118,6 +117,8 @@ class Model:
 
     def _matrix(self, name: str, layout: Layout) -> binding.Matrix:
         layout.check(where=name)
+        if layout.levels != "uniform" or layout.bits == 1:
+            raise PenjingError(f"the engine has no kernel for {layout.bits} bits ({layout.levels})", where=name)
         matrix = binding.Matrix(
             kind=binding.KINDS[layout.kind],
             rows=layout.rows,

@@ -8,6 +8,7 @@ Shapes: O rows of a chunk, I inputs, N groups a row.
 
 from __future__ import annotations
 
+import dataclasses
 import fnmatch
 import itertools
 from collections import defaultdict
@@ -30,7 +31,7 @@ from penjing.format.hf_writer import CheckpointWriter, Shard, ShardWriter
 from penjing.format.pack import LANES, Layout, pack_codes
 from penjing.format.safetensors_file import TensorSpec
 from penjing.format.source import row_indices
-from penjing.quant import Technique, apply, technique, uses_hessian
+from penjing.quant import Technique, apply, layout_for, technique, uses_hessian
 from penjing.stages import EVIDENCE, Progress, base, build_spec
 from penjing.stages.blocks import Walk, block_of
 from penjing.tensors.groups import Quantized
@@ -124,16 +125,9 @@ def choices(
             continue
         module = technique(way)
         built = build_spec(module.Spec, settings, where=f"{way}, for {name}")
-        layout = Layout(
-            kind="codes",
-            rows=rows,
-            cols=cols,
-            bits=built.bits,
-            group_size=built.group_size,
-            symmetric=built.symmetric,
-        )
-        layout.check(where=name)
-        found[name] = Choice(module, built, layout)
+        stored = layout_for(built, rows, cols)
+        stored.check(where=name)
+        found[name] = Choice(module, built, stored)
     return found
 
 
@@ -240,13 +234,17 @@ def _quantize_part(
     index = row_indices(part.rows, parent.tensors[part.source].shape[0])
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)  # for each matrix, so that a run that continues makes the same choices
+        book_K: torch.Tensor | None = None
         for rows in _row_chunks(choice.layout):
             weight_OI = parent.read_part(part, rows)
             if not np.isfinite(weight_OI).all():
                 raise PenjingError(
                     "a weight is NaN or infinite", where=part.name, attempt="repair the model, or train it again"
                 )
-            quantized = apply(choice.method, choice.spec, torch.from_numpy(weight_OI), **weighing)
+            quantized = apply(choice.method, choice.spec, torch.from_numpy(weight_OI), **weighing, book_K=book_K)
+            if rows.start and not _same_book(quantized.book_K, book_K):
+                raise ValueError(f"{part.name}: {choice.method} chose another book for later rows")
+            book_K = quantized.book_K
             shard.write_codes(part.name, _packed(quantized, choice.layout, part.name), rows.start // LANES)
             shipped_OI = quantized.dequantize().numpy()
             for begin, end in _runs(index[rows]):
@@ -259,17 +257,17 @@ def _packed(quantized: Quantized, layout: Layout, name: str) -> dict[str, NDArra
         raise PenjingError(
             "a weight is too large for a scale in float16", where=name, attempt="leave this matrix in float: bits=16"
         )
+    if (quantized.bits, quantized.levels) != (layout.bits, layout.levels):
+        raise ValueError(f"{name}: {quantized.bits} bits ({quantized.levels}) where {layout} was said")
     code_OI = quantized.code_ONG.flatten(1).numpy()
     zero_ON = None if quantized.zero_ON is None else quantized.zero_ON.numpy()
-    chunk = Layout(
-        kind="codes",
-        rows=len(code_OI),
-        cols=layout.cols,
-        bits=layout.bits,
-        group_size=layout.group_size,
-        symmetric=layout.symmetric,
-    )
-    return pack_codes(chunk, code_OI, quantized.scale_ON.numpy(), zero_ON)
+    book_K = None if quantized.book_K is None else quantized.book_K.numpy()
+    chunk = dataclasses.replace(layout, rows=len(code_OI))
+    return pack_codes(chunk, code_OI, quantized.scale_ON.numpy(), zero_ON, book_K)
+
+
+def _same_book(one: torch.Tensor | None, other: torch.Tensor | None) -> bool:
+    return one is other or (one is not None and other is not None and torch.equal(one, other))
 
 
 def _copy_rest(parent: Checkpoint, tensor: str, written: Sequence[NDArray[np.intp]], shard: ShardWriter) -> None:

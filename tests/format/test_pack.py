@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from penjing.errors import PenjingError
 from penjing.format.pack import (
     LANES,
-    PLANES,
     Layout,
     check_group_size,
     dequantize,
@@ -23,9 +22,13 @@ from penjing.format.pack import (
     unpack_float,
     widen_floats,
 )
+from penjing.format.planes import PLANES
 
 #: (rows, cols, group_size): one, odd, less and more than a panel, groups that are padded and groups that are not
 SHAPES = [(1, 1, 1), (16, 16, 16), (17, 96, 32), (33, 30, 10), (5, 7, 7), (3, 64, 64), (40, 100, 20), (15, 24, 8)]
+
+#: levels and bits of everything that has no zero points but uniform codes
+OTHERS = [("uniform", 1), ("ternary", 2), ("book", 2), ("book", 3), ("book", 4)]
 
 
 def layout_of(rows: int, cols: int, group_size: int, bits: int, symmetric: bool = True) -> Layout:
@@ -39,6 +42,33 @@ def random_codes(layout: Layout, seed: int = 0):
     scale_ON = generator.uniform(1e-7, 3, groups).astype(np.float16)
     zero_ON = None if layout.symmetric else generator.integers(0, 256, groups, dtype=np.uint8)
     return code_OI, scale_ON, zero_ON
+
+
+def other_layout(rows: int, cols: int, group_size: int, levels, bits: int) -> Layout:
+    return Layout(kind="codes", rows=rows, cols=cols, bits=bits, group_size=group_size, levels=levels)
+
+
+def random_other(layout: Layout, seed: int = 0):
+    """Codes, scales, book or None."""
+    generator = np.random.default_rng(seed)
+    code_OI = generator.integers(0, layout.num_codes, (layout.rows, layout.cols), dtype=np.uint8)
+    scale_ON = generator.uniform(-3, 3, (layout.rows, layout.num_groups)).astype(np.float16)
+    book_K = generator.integers(-128, 128, 1 << layout.bits, dtype=np.int8) if layout.levels == "book" else None
+    return code_OI, scale_ON, book_K
+
+
+def ternary_at(layout: Layout, panel_bytes: np.ndarray, row: int, col: int) -> int:
+    """Slow and obvious: a digit of a byte, by division."""
+    stride = (layout.group_size + 15) // 16 * 16
+    group, inside = divmod(col, layout.group_size)
+    unit, within = divmod(group * stride + inside, 16)
+    block, item = divmod(within, 4)
+    entry = 4 * (row % 16) + item
+    five, kth = divmod(unit, 5)
+    part, digit = (kth, block + 1) if kth < 4 else (block, 0)
+    index = 256 * five + 64 * part + entry
+    value = int(panel_bytes[index]) * 243 // 256
+    return value // 3 ** (4 - digit) % 3
 
 
 def code_at(layout: Layout, panel_bytes: np.ndarray, row: int, col: int) -> int:
@@ -73,8 +103,84 @@ def test_each_code_is_where_the_header_says(bits, rows, cols, group_size):
         assert [code_at(layout, panel_bytes, row, col) for col in range(cols)] == code_OI[row].tolist()
 
 
+@pytest.mark.parametrize(("levels", "bits"), OTHERS)
+@pytest.mark.parametrize(("rows", "cols", "group_size"), SHAPES)
+def test_codes_of_other_levels_there_and_back(levels, bits, rows, cols, group_size, monkeypatch):
+    monkeypatch.setattr("penjing.format.pack._CHUNK", 20 * cols)
+    layout = other_layout(rows, cols, group_size, levels, bits)
+    layout.check(where="")
+    assert Layout.from_fields(layout.to_fields(), where="") == layout
+    code_OI, scale_ON, book_K = random_other(layout)
+    packed = pack_codes(layout, code_OI, scale_ON, None, book_K)
+    for name, spec in layout.tensor_specs().items():
+        assert packed[name].shape == spec.shape
+    assert sum(array.nbytes for array in packed.values()) == layout.nbytes >= layout.payload_bytes
+    read = ternary_at if levels == "ternary" else code_at
+    for row in range(rows):
+        panel_bytes = packed["codes"][row // LANES]
+        assert [read(layout, panel_bytes, row, col) for col in range(cols)] == code_OI[row].tolist()
+    found_code, found_scale, found_zero = unpack_codes(layout, packed)
+    np.testing.assert_array_equal(found_code, code_OI)
+    np.testing.assert_array_equal(found_scale, scale_ON)
+    assert found_zero is None
+    meaning = {"uniform": [-1, 1], "ternary": [-1, 0, 1]}.get(levels, book_K)
+    for rows_read in (slice(None), slice(rows // 2, rows)):
+        weight_OI = dequantize(layout, packed, rows_read)
+        for row, weight_I in zip(range(rows)[rows_read], weight_OI, strict=True):
+            steps = [int(meaning[code]) for code in code_OI[row]]
+            scales = scale_ON[row].astype(np.float32).repeat(group_size)
+            assert weight_I.tolist() == (np.array(steps, np.float32) * scales).tolist()
+
+
+@given(st.integers(1, 40), st.integers(1, 6), st.integers(1, 50), st.sampled_from(OTHERS), st.integers(0, 2**32 - 1))
+@settings(max_examples=60, deadline=None)
+def test_any_shape_there_and_back(rows, groups, group_size, way, seed):
+    layout = other_layout(rows, groups * group_size, group_size, *way)
+    code_OI, scale_ON, book_K = random_other(layout, seed)
+    packed = pack_codes(layout, code_OI, scale_ON, None, book_K)
+    np.testing.assert_array_equal(unpack_codes(layout, packed)[0], code_OI)
+
+
+@pytest.mark.parametrize(("cols", "group_size"), [(576, 64), (576, 576), (896, 128), (1536, 64), (1536, 96)])
+def test_ternary_rows_waste_little(cols, group_size):
+    """Groups do not end on whole bytes' worth of codes, rows do: less than a unit of 16 inputs above 1.6 bits."""
+    layout = other_layout(16, cols, group_size, "ternary", 2)
+    assert layout.payload_bytes - layout.num_groups * 32 <= layout.panel_bytes
+    assert 8 * layout.panel_bytes / (16 * cols) <= 1.6 + 0.4 * 16 / cols
+
+
+@pytest.mark.parametrize(("levels", "bits"), OTHERS)
+def test_what_other_levels_cannot_be_is_told(levels, bits):
+    good = other_layout(4, 32, 16, levels, bits).to_fields()
+    with pytest.raises(PenjingError, match="no zero points") as caught:
+        Layout.from_fields(good | {"symmetric": False}, where="here")
+    assert caught.value.attempt == "--set symmetric=yes"
+    if levels != "uniform":
+        with pytest.raises(PenjingError, match="5 bits are not supported"):
+            Layout.from_fields(good | {"bits": 5}, where="here")
+        with pytest.raises(PenjingError, match="a float layout"):
+            Layout.from_fields({"kind": "f16", "rows": 1, "cols": 1, "levels": levels}, where="here")
+    for wrong in ("q4_k", None, ["book"]):
+        with pytest.raises(PenjingError, match="unknown levels"):
+            Layout.from_fields(good | {"levels": wrong}, where="here")
+
+
+def test_books_must_fit():
+    layout = other_layout(4, 32, 16, "book", 2)
+    code_OI, scale_ON, book_K = random_other(layout)
+    with pytest.raises(ValueError, match="needs one"):
+        pack_codes(layout, code_OI, scale_ON, None)
+    with pytest.raises(ValueError, match="a book must be"):
+        pack_codes(layout, code_OI, scale_ON, None, book_K[:3])
+    ternary = other_layout(4, 32, 16, "ternary", 2)
+    with pytest.raises(ValueError, match="others have none"):
+        pack_codes(ternary, code_OI.clip(0, 2), scale_ON, None, book_K)
+    with pytest.raises(ValueError, match="a code of 3 where there are 3"):
+        pack_codes(ternary, np.full_like(code_OI, 3), scale_ON, None)
+
+
 @pytest.mark.parametrize("symmetric", [True, False])
-@pytest.mark.parametrize("bits", PLANES)
+@pytest.mark.parametrize("bits", [bits for bits in PLANES if bits > 1])
 @pytest.mark.parametrize(("rows", "cols", "group_size"), SHAPES)
 def test_packing_and_back(bits, rows, cols, group_size, symmetric, monkeypatch):
     monkeypatch.setattr("penjing.format.pack._CHUNK", 20 * cols)  # chunks of one panel
@@ -87,7 +193,7 @@ def test_packing_and_back(bits, rows, cols, group_size, symmetric, monkeypatch):
     found_code, found_scale, found_zero = unpack_codes(layout, packed)
     np.testing.assert_array_equal(found_code, code_OI)
     np.testing.assert_array_equal(found_scale, scale_ON)
-    np.testing.assert_array_equal(found_zero, 1 << bits - 1 if zero_ON is None else zero_ON)
+    np.testing.assert_array_equal(found_zero, zero_ON)
     last = layout.num_panels - 1
     np.testing.assert_array_equal(unpack_codes(layout, packed, slice(last, None))[0], code_OI[LANES * last :])
 
@@ -103,7 +209,7 @@ def test_padding_is_zero(bits):
 
 
 @pytest.mark.parametrize("symmetric", [True, False])
-@pytest.mark.parametrize("bits", PLANES)
+@pytest.mark.parametrize("bits", [bits for bits in PLANES if bits > 1])
 def test_dequantize_is_code_minus_zero_times_scale(bits, symmetric):
     layout = layout_of(35, 60, 12, bits, symmetric)
     code_OI, scale_ON, zero_ON = random_codes(layout)
@@ -133,7 +239,7 @@ def test_a_matrix_packed_in_chunks_is_the_same():
 def test_wrong_arrays_are_refused():
     layout = layout_of(4, 32, 16, 4)
     code_OI, scale_ON, _ = random_codes(layout)
-    with pytest.raises(ValueError, match="a code of 16 in 4 bits"):
+    with pytest.raises(ValueError, match="a code of 16 where there are 16"):
         pack_codes(layout, np.full_like(code_OI, 16), scale_ON, None)
     with pytest.raises(ValueError, match="codes must be"):
         pack_codes(layout, code_OI[:3], scale_ON, None)

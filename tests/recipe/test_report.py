@@ -187,7 +187,7 @@ def test_bits_of_every_part() -> None:
     }
     text = page("m", [], Packed("m", {"embed": 10, "norms": 0}, layouts, 2, []))
     assert "3<small>32</small>" in text
-    assert "6 bits, groups of 64, with zero points" in text
+    assert "6 bits, groups of 64, zero points" in text
     assert "<dd>f16</dd>" in text
     assert ">norms<" not in text
     Page(text)
