@@ -203,6 +203,36 @@ class Model:
         )
         return self._child(out, evidence)
 
+    def prepare(
+        self,
+        out: str | Path,
+        *,
+        method: str,
+        data: str | Path | Corpus | None = None,
+        seed: int = 0,
+        force: bool = False,
+        progress: Progress | None = None,
+        **spec: Any,
+    ) -> Model:
+        """Write a float child that computes the same and is easier to quantize. spec: the method's settings.
+
+        data: text for methods that go by what the loss minds. seed: of its calibration.
+        """
+        from penjing.stages.prepare import prepare
+
+        importances, windows = self._calibrate(Path(out), data, seed, progress) if data else (None, None)
+        evidence = prepare(
+            self.checkpoint,
+            Path(out),
+            method=method,
+            spec=spec,
+            importances=importances,
+            calibration=windows,
+            force=force,
+            progress=progress,
+        )
+        return self._child(out, evidence)
+
     def pack(self, out: str | Path, *, force: bool = False, progress: Progress | None = None) -> Model:
         """Write the `.penjing` file that runs on the device: codes where there are some, float16 elsewhere."""
         from penjing.stages.pack import pack

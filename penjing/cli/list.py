@@ -18,7 +18,7 @@ from penjing.errors import PenjingError
 PANEL = "Look"
 
 #: rooms whose files are techniques, and what `--method` or a config names with them
-ROOMS = {"quant": "quantize --method", "format.families": "model families that open"}
+ROOMS = {"quant": "quantize --method; awq, rotate: prepare --method", "format.families": "model families that open"}
 
 
 def command(

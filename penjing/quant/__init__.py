@@ -6,6 +6,7 @@ import importlib
 import inspect
 import pkgutil
 from collections.abc import Callable
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from penjing.errors import PenjingError
@@ -31,12 +32,36 @@ class Technique(Protocol):
     quantize: Callable[..., Quantized]
 
 
+class Transformation(Protocol):
+    """Weights that compute the same and are easier to quantize. `Spec`: a frozen dataclass of settings.
+
+    `change(spec, architecture, block, weights)` gives those of a block's weights that differ, by canonical name. One
+    that goes by what the loss minds takes `importances` as well. `unties(spec, architecture)`, where it is there, says
+    whether the head becomes a matrix of its own.
+    """
+
+    Spec: type[Any]
+    change: Callable[..., dict[str, torch.Tensor]]
+
+
 def technique(name: str) -> Technique:
     """The technique in the file of that name. Raises PenjingError where there is none."""
-    names = sorted(module.name for module in pkgutil.iter_modules(__path__))
+    return cast(Technique, _find(name, "quantize", "it prepares a model: penjing prepare MODEL OUT --method NAME"))
+
+
+def transformation(name: str) -> Transformation:
+    """The transformation in the file of that name. Raises PenjingError where there is none."""
+    return cast(Transformation, _find(name, "change", "it quantizes: penjing quantize MODEL OUT --method NAME"))
+
+
+def _find(name: str, does: str, otherwise: str) -> ModuleType:
+    names = sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_"))
     if name not in names:
         raise PenjingError(f"no technique {name!r}", where="penjing/quant/", attempt=", ".join(names))
-    return cast(Technique, importlib.import_module(f"{__name__}.{name}"))  # its own ImportError stays visible
+    module = importlib.import_module(f"{__name__}.{name}")  # its own ImportError stays visible
+    if not hasattr(module, does):
+        raise PenjingError(f"{name} does not {does}", where=f"penjing/quant/{name}.py", attempt=otherwise)
+    return module
 
 
 def uses_importance(method: Technique) -> bool:

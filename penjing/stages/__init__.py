@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from penjing.checkpoint import Checkpoint
 from penjing.errors import PenjingError
+from penjing.files import write_file
 from penjing.format.hf_writer import LAYOUTS
 
 #: records of all stages so far, in a checkpoint's folder
@@ -52,6 +53,13 @@ def base(checkpoint: Checkpoint) -> dict[str, Any]:
     if isinstance(known, dict):
         return known
     return {"name": checkpoint.name, "digest": checkpoint.digest, "licence": licence(checkpoint)}
+
+
+def inherit_evidence(parent: Checkpoint, folder: Path) -> None:
+    """A child's evidence begins with its parent's."""
+    known = parent.path / EVIDENCE
+    if known.is_file() and not (folder / EVIDENCE).exists():
+        write_file(folder / EVIDENCE, known.read_bytes())
 
 
 def licence(checkpoint: Checkpoint) -> str | None:

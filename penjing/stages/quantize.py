@@ -25,14 +25,13 @@ from penjing.checkpoint import Checkpoint, gather_part, open_checkpoint
 from penjing.data.text import Windows
 from penjing.errors import PenjingError
 from penjing.evidence import Evidence, recording
-from penjing.files import write_file
 from penjing.format.families import Part
 from penjing.format.hf_writer import CheckpointWriter, Shard, ShardWriter
 from penjing.format.pack import LANES, Layout, pack_codes
 from penjing.format.safetensors_file import TensorSpec
 from penjing.format.source import row_indices
 from penjing.quant import Technique, apply, layout_for, technique, uses_hessian
-from penjing.stages import EVIDENCE, Progress, base, build_spec
+from penjing.stages import EVIDENCE, Progress, base, build_spec, inherit_evidence
 from penjing.stages.blocks import Walk, block_of
 from penjing.tensors.groups import Quantized
 from penjing.tensors.statistics import Importance
@@ -84,7 +83,7 @@ def quantize(
     step = {"stage": "quantize", "parent": parent.digest, "settings": settings, "corpus": corpus}
     shards = plan(parent, chosen)
     with CheckpointWriter(out, shards, step=step, force=force) as writer:
-        _inherit_evidence(parent, writer.folder)
+        inherit_evidence(parent, writer.folder)
         with recording(
             "quantize", settings, path=writer.folder / EVIDENCE, parent=parent.digest, corpus=corpus
         ) as work:
@@ -299,13 +298,6 @@ def _runs(index: NDArray[np.intp]) -> Iterator[tuple[int, int]]:
     breaks = np.flatnonzero(np.diff(index) != 1) + 1
     edges = [0, *breaks.tolist(), len(index)]
     return ((begin, end) for begin, end in itertools.pairwise(edges) if end > begin)
-
-
-def _inherit_evidence(parent: Checkpoint, folder: Path) -> None:
-    """A child's evidence begins with its parent's."""
-    known = parent.path / EVIDENCE
-    if known.is_file() and not (folder / EVIDENCE).exists():
-        write_file(folder / EVIDENCE, known.read_bytes())
 
 
 def _num_weights(parent: Checkpoint) -> int:
