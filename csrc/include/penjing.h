@@ -26,9 +26,10 @@
 extern "C" {
 #endif
 
-#define PJ_ABI_VERSION 2
+#define PJ_ABI_VERSION 3
 #define PJ_LANES 16
 #define PJ_MAX_ROPES 8
+#define PJ_MAX_RANK 256
 
 #if defined(__GNUC__)
 #define PJ_API __attribute__((visibility("default")))
@@ -86,6 +87,19 @@ typedef struct {
   const pj_layer* layers; /* [num_layers], copied */
 } pj_model_desc;
 
+/* A low-rank addition to a matrix: y += B (A x), x as it is before it is rounded to 8 bits. */
+typedef struct {
+  const void* a; /* [rank][inputs], input after input */
+  const void* b; /* panels of float, see above: [panel][rank][16], what scales the addition multiplied in */
+  int32_t kind;  /* PJ_F32 or PJ_F16, of both */
+  int32_t rank;  /* up to PJ_MAX_RANK; 0: this matrix is left as it is */
+} pj_lora;
+
+typedef struct {
+  pj_lora q, k, v, o, gate, up, down;
+} pj_adapter_layer;
+
+typedef struct pj_adapter pj_adapter;
 typedef struct pj_model pj_model;
 typedef struct pj_session pj_session;
 
@@ -116,6 +130,13 @@ PJ_API int pj_session_fork(pj_session* session, int from, int to, int length);
 PJ_API size_t pj_session_state_bytes(const pj_session* session, int length);
 PJ_API int pj_session_export(const pj_session* session, int sequence, void* state);
 PJ_API int pj_session_import(pj_session* session, int sequence, const void* state, int length);
+/* Additions to a model's layers ([num_layers], copied), for any sequences of its sessions. The arrays stay mapped until
+ * pj_adapter_free, which comes when no sequence uses it any more, and before pj_model_free. */
+PJ_API int pj_adapter_create(const pj_model* model, const pj_adapter_layer* layers, pj_adapter** out);
+PJ_API void pj_adapter_free(pj_adapter* adapter);
+/* From now on a sequence's tokens are evaluated with this adapter (NULL: with none). What was evaluated with another
+ * is forgotten: the sequence is empty then. A fork takes its source's adapter over. */
+PJ_API int pj_session_use_adapter(pj_session* session, int sequence, const pj_adapter* adapter);
 /* Append each token to the sequence that sequences[i] names (NULL: all to sequence 0), in order; those of different
  * sequences may alternate. Logits [num_logits][vocab_size] of the last num_logits tokens (0: none wanted), the same
  * bits as if every sequence were alone. On any error the session is as it was before the call. */

@@ -57,6 +57,9 @@ struct Kernels {
   // Float weights (f32, f16, bf16): acc = fma(w, x, acc) over inputs in order; x is [column][cols].
   void (*linear_float)(const Matrix& w, int panel_begin, int panel_end, const float* x, int num_columns, float* y,
                        size_t ld_y);
+  // out[column * num_rows + row] of rows that lie input after input (f32 or f16): 16 sums, one of every 16th input
+  // in order (acc = fma(w, x, acc)), added in the tree of all norms. x is [column][cols].
+  void (*row_dots)(const void* rows, pj_kind kind, int num_rows, int cols, const float* x, int num_columns, float* out);
   // One row of any matrix as floats (embedding lookup).
   void (*read_row)(const Matrix& w, int row, float* out);
 

@@ -6,6 +6,7 @@
 #include "kernels/vectors.inl"
 #include "kernels/quantize.inl"
 #include "kernels/linear_float.inl"
+#include "kernels/row_dots.inl"
 #include "kernels/linear_codes.inl"
 #include "kernels/attend.inl"
 // clang-format on
@@ -14,7 +15,7 @@ namespace penjing {
 namespace {
 
 constexpr Kernels kernel_table(const char* name) {
-  return {name, quantize_columns, linear_codes, linear_float, read_row, rms_norm,   layer_norm,
+  return {name, quantize_columns, linear_codes, linear_float, row_dots, read_row,   rms_norm,  layer_norm,
           rope, activate,         add_scaled,   store_kv,     attend,   probe_read, probe_int8};
 }
 

@@ -18,6 +18,10 @@ struct pj_session {
   penjing::Session session;
 };
 
+struct pj_adapter {
+  penjing::Adapter adapter;
+};
+
 namespace {
 
 using penjing::Error;
@@ -133,6 +137,23 @@ int pj_session_fork(pj_session* session, int from, int to, int length) {
   return guarded([&] {
     if (!session) fail(PJ_BAD_ARGUMENT, "a null pointer");
     penjing::fork(session->session, from, to, length);
+  });
+}
+
+int pj_adapter_create(const pj_model* model, const pj_adapter_layer* layers, pj_adapter** out) {
+  return guarded([&] {
+    if (!model || !out) fail(PJ_BAD_ARGUMENT, "a null pointer");
+    *out = nullptr;
+    *out = new pj_adapter{penjing::check_adapter(model->model, layers)};
+  });
+}
+
+void pj_adapter_free(pj_adapter* adapter) { delete adapter; }
+
+int pj_session_use_adapter(pj_session* session, int sequence, const pj_adapter* adapter) {
+  return guarded([&] {
+    if (!session) fail(PJ_BAD_ARGUMENT, "a null pointer");
+    penjing::use_adapter(session->session, sequence, adapter ? &adapter->adapter : nullptr);
   });
 }
 

@@ -53,12 +53,20 @@ void fork(Session& session, int from, int to, int length) {
   const int held = session.lengths[static_cast<size_t>(check_sequence(session, from))];
   if (length < 0 || length > held) fail(PJ_BAD_ARGUMENT, "cannot fork %d tokens of %d", length, held);
   session.lengths[static_cast<size_t>(check_sequence(session, to))] = length;
+  session.adapters[static_cast<size_t>(to)] = session.adapters[static_cast<size_t>(from)];
   if (from == to) return;
   for (size_t i = 0; i < num_heads(session); ++i) {
     const KvHead &source = session.cache(from)[i], &target = session.cache(to)[i];
     for_each_array(session, length,
                    [&](auto array, size_t bytes) { std::memcpy(target.*array, source.*array, bytes); });
   }
+}
+
+void use_adapter(Session& session, int sequence, const Adapter* adapter) {
+  const Adapter*& used = session.adapters[static_cast<size_t>(check_sequence(session, sequence))];
+  if (adapter && &adapter->model != &session.model) fail(PJ_BAD_ARGUMENT, "the adapter was made for another model");
+  if (used != adapter) session.lengths[static_cast<size_t>(sequence)] = 0;
+  used = adapter;
 }
 
 size_t state_bytes(const Session& session, int length) {

@@ -37,7 +37,8 @@ void lay_out_columns(Session& session, const int32_t* tokens, const int32_t* seq
       fail(PJ_CONTEXT_FULL, "%d tokens after %d do not fit a context of %d", count,
            session.lengths[static_cast<size_t>(sequence)], session.max_context);
     }
-    session.call_columns[i] = {tokens[i], length++, session.cache(sequence)};
+    session.call_columns[i] = {tokens[i], length++, session.cache(sequence),
+                               session.adapters[static_cast<size_t>(sequence)]};
   }
 }
 
@@ -49,7 +50,9 @@ void forward(Session& session, const int32_t* tokens, const int32_t* sequences, 
   check_logits(num_tokens, logits, num_logits);
   lay_out_columns(session, tokens, sequences, num_tokens);
   session.cancelled.store(false, std::memory_order_relaxed);
-  Call call{session.call_columns, num_tokens, logits, num_logits};
+  const bool adapted = std::any_of(session.call_columns, session.call_columns + num_tokens,
+                                   [](const Column& column) { return column.adapter != nullptr; });
+  Call call{session.call_columns, num_tokens, logits, num_logits, adapted};
   session.team.run([&](int thread) { run_blocks(session, call, thread); });
   if (call.cancelled) fail(PJ_CANCELLED, "cancelled");
   if (call.not_finite) fail(PJ_NOT_FINITE, "the model's output is not finite");

@@ -16,6 +16,7 @@ struct Call {
   int num_columns;
   float* logits;
   int num_logits;
+  bool adapted;            // some columns have adapters
   bool cancelled = false;  // written by thread 0, read by all after the next barrier
   std::atomic<bool> not_finite{false};
 };
@@ -61,6 +62,7 @@ class Pass {
   const bool alone_;  // every thread prepares all columns in buffers of its own
   const Range mine_;  // columns that this thread prepares
   const Workspace& work_;
+  size_t layer_ = 0;              // the layer at hand
   const float* input_ = nullptr;  // [column][cols] what linear() reads now, and its codes:
   QuantizedColumns quantized_[kMaxVariants];
   int group_size_[kMaxVariants];
@@ -83,6 +85,7 @@ class Pass {
 
   void layer(size_t n) {
     const Layer& layer = model_.layers[n];
+    layer_ = n;
     attention(n, layer);
     if (!model_.parallel) absorb(session_.attn_out, layer.attn_post_norm);
     mlp(layer);
@@ -164,6 +167,7 @@ class Pass {
       }
       ++num_variants_;
     }
+    if (call_.adapted) project(x, cols, readers, columns);
     if (!alone_) barrier();
   }
 
@@ -194,6 +198,7 @@ class Pass {
     if (panels.empty()) return;
     const size_t ld = static_cast<size_t>(m.num_panels) * PJ_LANES;
     multiply(panels_of(m, panels.begin, panels.end), 0, num_columns_, y + panels.begin * PJ_LANES, ld);
+    if (call_.adapted) add_projected(m, panels, y);
   }
 
   // The three matrices' panels are shared out as one run, so that few panels still split evenly.
@@ -326,6 +331,12 @@ class Pass {
       kernels_.add_scaled(branch, model_.residual_scale, hidden, column(work_.x, hidden, c));
     }
   }
+
+  // adapter.cpp
+  template <class Visit>
+  void for_each_addition(const Matrix& m, Visit visit) const;
+  void project(const float* x, int cols, Matrices readers, Range columns);
+  void add_projected(const Matrix& m, Range panels, float* y);
 
   // head.cpp
   void finish();

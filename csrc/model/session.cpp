@@ -38,7 +38,8 @@ Session::Session(const Model& model_, int max_context_, int num_sequences_, int 
       kv(times(times(static_cast<size_t>(num_sequences_), model_.layers.size()),
                static_cast<size_t>(model_.num_kv_heads))),
       lengths(static_cast<size_t>(num_sequences_)),
-      next_lengths(lengths) {
+      next_lengths(lengths),
+      adapters(static_cast<size_t>(num_sequences_)) {
   lay_out();
   arena_.allocate();
   lay_out();
@@ -88,6 +89,7 @@ Workspace Session::take_workspace(int num_columns) {
   for (QuantizedColumns& quantized : out.quantized) quantized = take_columns(columns, codes, groups);
   const size_t head_groups = static_cast<size_t>(model.head.num_groups);
   out.head = take_columns(2 * columns, head_groups * model.head.stride, head_groups);
+  out.projected = arena_.take<float>(kMaxVariants * columns * PJ_MAX_RANK);
   return out;
 }
 

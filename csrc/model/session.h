@@ -4,7 +4,7 @@
 #include <memory>
 #include <vector>
 
-#include "model/model.h"
+#include "model/adapter.h"
 #include "ops/arena.h"
 #include "ops/team.h"
 
@@ -28,6 +28,7 @@ struct Workspace {
   float* normed;  // [column][hidden]
   QuantizedColumns quantized[kMaxVariants];
   QuantizedColumns head;  // [2 * column], see Pass::prepare_head
+  float* projected;       // [kMaxVariants][column][PJ_MAX_RANK] what adapters' A make of the input
 };
 
 struct ThreadBuffers {
@@ -41,7 +42,8 @@ struct ThreadBuffers {
 // are alike, so nothing else in a forward pass knows that there are several.
 struct Column {
   int32_t token, position;
-  const KvHead* cache;  // [layer][kv head] of its sequence
+  const KvHead* cache;     // [layer][kv head] of its sequence
+  const Adapter* adapter;  // null: none
 };
 
 struct RopeTable {
@@ -71,9 +73,10 @@ struct Session {
   Column* call_columns;       // [num_sequences * max_context] of the call under way
   std::vector<ThreadBuffers> threads;
   std::vector<RopeTable> ropes;
-  std::vector<KvHead> kv;         // [sequence][layer][kv head]
-  std::vector<int> lengths;       // [sequence]
-  std::vector<int> next_lengths;  // [sequence] once the call under way has succeeded
+  std::vector<KvHead> kv;                // [sequence][layer][kv head]
+  std::vector<int> lengths;              // [sequence]
+  std::vector<int> next_lengths;         // [sequence] once the call under way has succeeded
+  std::vector<const Adapter*> adapters;  // [sequence], null: none
 
   size_t bytes() const { return arena_.size(); }
   const KvHead* cache(int sequence) const {
@@ -99,6 +102,7 @@ void forward(Session& session, const int32_t* tokens, const int32_t* sequences, 
 int check_sequence(const Session& session, int sequence);  // that there is such a one
 void truncate(Session& session, int sequence, int length);
 void fork(Session& session, int from, int to, int length);
+void use_adapter(Session& session, int sequence, const Adapter* adapter);
 size_t state_bytes(const Session& session, int length);
 void export_state(const Session& session, int sequence, uint8_t* state);
 void import_state(Session& session, int sequence, const uint8_t* state, int length);

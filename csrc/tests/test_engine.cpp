@@ -115,6 +115,14 @@ std::vector<float> logits_of(pj_session* session, const std::vector<int32_t>& to
   return logits;
 }
 
+std::vector<float> logits_of_sequence(pj_session* session, int sequence, const std::vector<int32_t>& tokens) {
+  const std::vector<int32_t> sequences(tokens.size(), sequence);
+  std::vector<float> logits = poisoned(tokens.size() * kVocab);
+  const int count = static_cast<int>(tokens.size());
+  check(pj_forward(session, tokens.data(), sequences.data(), count, logits.data(), count) == PJ_OK, "one sequence");
+  return logits;
+}
+
 void test_same_bytes(const TinyModel& model) {
   const std::vector<int32_t> tokens = prompt_of(150);  // more than one block of columns
   const std::vector<float> expected = logits_of(open(model, 1).get(), tokens, 1);
@@ -154,6 +162,98 @@ void test_sequences(const TinyModel& model, int threads, int kind) {
   for (size_t s = 0; s < 4; ++s) check(same(&logits[s * kVocab], last, kVocab), "one of four sequences");
   const std::vector<int32_t> rest(tokens.begin() + half, tokens.end());
   check(same(&logits_of(other.get(), rest, 9)[(rest.size() - 1) * kVocab], last, kVocab), "a sequence carried over");
+}
+
+// Owns what a pj_adapter points to: an addition to every matrix, of another rank in every layer.
+class TinyAdapter {
+ public:
+  TinyAdapter(const TinyModel& model, uint64_t seed, int first_rank) : random_(seed) {
+    for (int i = 0; i < kLayers; ++i) {
+      const int rank = first_rank + i, q_size = kHeads * kHeadDim, kv_size = kKvHeads * kHeadDim;
+      layers_.push_back({lora(q_size, kHidden, rank), lora(kv_size, kHidden, rank), lora(kv_size, kHidden, 0),
+                         lora(kHidden, q_size, rank), lora(kInner, kHidden, rank), lora(kInner, kHidden, rank),
+                         lora(kHidden, kInner, rank)});
+    }
+    check(pj_adapter_create(model.model(), layers_.data(), &adapter_) == PJ_OK, "an adapter is made");
+  }
+  ~TinyAdapter() { pj_adapter_free(adapter_); }
+  TinyAdapter(const TinyAdapter&) = delete;
+  TinyAdapter& operator=(const TinyAdapter&) = delete;
+
+  const pj_adapter* adapter() const { return adapter_; }
+  const std::vector<pj_adapter_layer>& layers() const { return layers_; }
+
+ private:
+  pj_lora lora(int rows, int cols, int rank) {
+    if (rank == 0) return {};
+    matrices_.push_back(std::make_unique<RandomMatrix>(random_, rows, rank, PJ_F32, false));
+    a_.push_back(std::make_unique<std::vector<float>>(static_cast<size_t>(rank * cols)));
+    for (float& value : *a_.back()) value = 0.02f * random_.normal();
+    return {a_.back()->data(), matrices_.back()->matrix.data, PJ_F32, rank};
+  }
+
+  Random random_;
+  std::vector<std::unique_ptr<RandomMatrix>> matrices_;
+  std::vector<std::unique_ptr<std::vector<float>>> a_;
+  std::vector<pj_adapter_layer> layers_;
+  pj_adapter* adapter_ = nullptr;
+};
+
+// Two adapters and none in one session: each sequence as if it were alone.
+void test_adapters(const TinyModel& model) {
+  const TinyAdapter one(model, 5, 1), two(model, 6, 16);
+  const pj_adapter* adapters[] = {nullptr, one.adapter(), two.adapter()};
+  const std::vector<int32_t> tokens = prompt_of(150);
+  std::vector<std::vector<float>> expected;
+  for (const pj_adapter* adapter : adapters) {
+    const OpenSession alone = open(model, 1);
+    check(pj_session_use_adapter(alone.get(), 0, adapter) == PJ_OK, "an adapter is used");
+    expected.push_back(logits_of(alone.get(), tokens, 1));
+  }
+  check(!same(expected[0], expected[1]) && !same(expected[1], expected[2]), "adapters change the answer");
+  for (int threads : kThreadCounts) {
+    const OpenSession session = open(model, threads, kContext, 3);
+    for (int s = 0; s < 3; ++s) pj_session_use_adapter(session.get(), s, adapters[s]);
+    std::vector<int32_t> turns, sequences;
+    for (int32_t token : tokens) {
+      for (int s = 0; s < 3; ++s) turns.push_back(token), sequences.push_back(s);
+    }
+    std::vector<float> logits = poisoned(turns.size() * kVocab);
+    const int count = static_cast<int>(turns.size());
+    check(pj_forward(session.get(), turns.data(), sequences.data(), count, logits.data(), count) == PJ_OK, "turns");
+    bool ok = true;
+    for (size_t i = 0; i < turns.size(); ++i) {
+      ok = ok && same(&logits[i * kVocab], &expected[i % 3][i / 3 * kVocab], kVocab);
+    }
+    check(ok, "adapters side by side, " + std::to_string(threads) + " threads");
+    check(pj_session_use_adapter(session.get(), 1, adapters[1]) == PJ_OK &&
+              pj_session_length(session.get(), 1) == static_cast<int>(tokens.size()),
+          "the same adapter again forgets nothing");
+    check(pj_session_use_adapter(session.get(), 1, adapters[2]) == PJ_OK && pj_session_length(session.get(), 1) == 0,
+          "another one forgets");
+    check(same(logits_of_sequence(session.get(), 1, tokens), expected[2]), "swapped");
+  }
+}
+
+void test_bad_adapters(const TinyModel& model) {
+  const TinyAdapter good(model, 5, 2);
+  const TinyModel other(4);
+  const OpenSession session = open(other, 1);
+  check(pj_session_use_adapter(session.get(), 0, good.adapter()) == PJ_BAD_ARGUMENT, "another model's adapter");
+  check(pj_session_use_adapter(session.get(), 1, nullptr) == PJ_BAD_ARGUMENT, "no such sequence");
+  pj_adapter* adapter = nullptr;
+  const auto refused = [&](auto change, const char* what) {
+    std::vector<pj_adapter_layer> layers = good.layers();
+    change(layers[1].q);
+    check(pj_adapter_create(model.model(), layers.data(), &adapter) == PJ_BAD_ARGUMENT && !adapter, what);
+  };
+  refused([](pj_lora& lora) { lora.rank = PJ_MAX_RANK + 1; }, "too large a rank");
+  refused([](pj_lora& lora) { lora.rank = -1; }, "a negative rank");
+  refused([](pj_lora& lora) { lora.kind = PJ_CODES; }, "an addition of codes");
+  refused([](pj_lora& lora) { lora.a = nullptr; }, "no A");
+  refused([](pj_lora& lora) { lora.b = nullptr; }, "no B");
+  refused([](pj_lora& lora) { lora.a = static_cast<const char*>(lora.a) + 1; }, "A is not aligned");
+  check(pj_adapter_create(model.model(), nullptr, &adapter) == PJ_BAD_ARGUMENT, "no layers");
 }
 
 void test_side_by_side(const TinyModel& model) {
@@ -234,6 +334,8 @@ int main() {
   if (counts().failed) return 1;
   test_same_bytes(model);
   test_side_by_side(model);
+  test_adapters(model);
+  test_bad_adapters(model);
   for (int kind : {PJ_F16, PJ_F32, PJ_I8}) {
     for (int threads : {1, 3}) test_sequences(model, threads, kind);
   }

@@ -134,6 +134,43 @@ void check_add_scaled(const Tables& tables, int size) {
   }
 }
 
+// Like a norm's sums: lanes of every 16th input, then the tree; whatever tiles rows and columns fall into.
+void check_row_dots(const Tables& tables, int rows, int cols) {
+  Random random(static_cast<uint64_t>(cols));
+  const int columns = 7;
+  const std::vector<float> x = normals(random, columns * cols), wide = normals(random, rows * cols);
+  std::vector<uint16_t> half(wide.size());
+  for (uint16_t& value : half) value = random.half();
+  for (pj_kind kind : {PJ_F32, PJ_F16}) {
+    const void* weights = kind == PJ_F32 ? static_cast<const void*>(wide.data()) : half.data();
+    std::vector<float> expected(rows * columns);
+    tables.oracle().row_dots(weights, kind, rows, cols, x.data(), columns, expected.data());
+    bool ok = true;
+    for (int c = 0; c < columns && kind == PJ_F32; ++c) {
+      for (int r = 0; r < rows; ++r) {
+        double exact = 0, size = 0;
+        for (int i = 0; i < cols; ++i) {
+          const double product = static_cast<double>(wide[r * cols + i]) * x[c * cols + i];
+          exact += product, size += std::fabs(product);
+        }
+        ok = ok && std::fabs(expected[c * rows + r] - exact) <= (cols / 16 + 5) * kEpsilon * size;
+      }
+    }
+    const std::string what = " row_dots " + std::to_string(rows) + " x " + std::to_string(cols);
+    check(ok, "oracle" + what);
+    for (const Kernels* k : tables) {
+      for (int together : {1, 3, columns}) {
+        std::vector<float> y = poisoned(rows * columns);
+        for (int c = 0; c < columns; c += together) {
+          const int now = std::min(together, columns - c);
+          k->row_dots(weights, kind, rows, cols, x.data() + c * cols, now, y.data() + c * rows);
+        }
+        check(same(y, expected), k->name + what);
+      }
+    }
+  }
+}
+
 void check_probes(const Tables& tables) {
   std::vector<uint8_t> buffer(5000);
   for (size_t i = 0; i < buffer.size(); ++i) buffer[i] = static_cast<uint8_t>(i * 7);
@@ -152,6 +189,7 @@ void test_vectors(const Tables& tables) {
   for (int size : kSizes) {
     check_norms(tables, size);
     check_add_scaled(tables, size);
+    for (int rows : {1, 5, 16, 23}) check_row_dots(tables, rows, size);
   }
   for (int dim : {2, 10, 16, 32, 34, 64, 96, 128}) check_rope(tables, dim);
   check_activations(tables);

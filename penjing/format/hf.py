@@ -33,7 +33,7 @@ class HuggingFaceFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.config = _read_object(path / "config.json", missing="not a model: there is no config.json")
+        self.config = read_object(path / "config.json", missing="not a model: there is no config.json")
         if self.config.get("quantization_config"):
             method = self.config["quantization_config"]
             name = method.get("quant_method") if isinstance(method, dict) else method
@@ -42,7 +42,7 @@ class HuggingFaceFolder:
                 where=str(path / "config.json"),
                 attempt="open the model that it was made from",
             )
-        self.generation = _read_object(path / "generation_config.json")
+        self.generation = read_object(path / "generation_config.json")
         self.tokenizer_json = _read_text(path / "tokenizer.json")
         self.chat_template = _chat_template(path)
         self.files = _weight_files(path)
@@ -98,7 +98,7 @@ class HuggingFaceFolder:
                 )
 
     def _read_layouts(self) -> Mapping[str, dict[str, Any]]:
-        layouts = _read_object(self.path / LAYOUTS_FILE).get("layouts", {})
+        layouts = read_object(self.path / LAYOUTS_FILE).get("layouts", {})
         if not isinstance(layouts, dict) or not all(isinstance(value, dict) for value in layouts.values()):
             raise PenjingError(
                 "unreadable layouts", where=str(self.path / LAYOUTS_FILE), attempt="quantize the model again"
@@ -143,7 +143,7 @@ def _weight_files(path: Path) -> list[Path]:
 
 def _weight_map(path: Path) -> dict[str, str]:
     """Tensor to shard, from the index; a shard is a plain file name in the same folder."""
-    found = _read_object(path / _INDEX).get("weight_map")
+    found = read_object(path / _INDEX).get("weight_map")
     if not isinstance(found, dict) or not found or not all(_is_file_name(value) for value in found.values()):
         raise PenjingError("unreadable weight_map", where=str(path / _INDEX), attempt="copy or download it again")
     return found
@@ -159,7 +159,7 @@ def _chat_template(path: Path) -> str | None:
     if text is not None:
         return text
     for file in ("chat_template.json", "tokenizer_config.json"):
-        found = _read_object(path / file).get("chat_template")
+        found = read_object(path / file).get("chat_template")
         if isinstance(found, str):
             return found
         if isinstance(found, list):
@@ -176,7 +176,7 @@ def _named_templates(entries: Iterable[Any]) -> dict[str, str]:
     }
 
 
-def _read_object(path: Path, *, missing: str = "") -> dict[str, Any]:
+def read_object(path: Path, *, missing: str = "") -> dict[str, Any]:
     """A JSON object; where there is no file: empty, or an error if `missing` says one."""
     text = _read_text(path)
     if text is None:

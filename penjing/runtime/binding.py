@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 import penjing
 from penjing.errors import PenjingError
 
-ABI_VERSION: Final = 2
+ABI_VERSION: Final = 3
 MAX_ROPES: Final = 8
 
 BAD_ARGUMENT: Final = 1
@@ -117,6 +117,18 @@ class ModelDesc(ctypes.Structure):
     )
 
 
+class Lora(ctypes.Structure):
+    """pj_lora"""
+
+    _fields_ = (("a", c_void_p), ("b", c_void_p), ("kind", c_int32), ("rank", c_int32))
+
+
+class AdapterLayer(ctypes.Structure):
+    """pj_adapter_layer"""
+
+    _fields_ = tuple((name, Lora) for name in ("q", "k", "v", "o", "gate", "up", "down"))
+
+
 _FUNCTIONS: Final[dict[str, tuple[Any, tuple[Any, ...]]]] = {
     "pj_abi_version": (c_int, ()),
     "pj_last_error": (c_char_p, ()),
@@ -129,6 +141,9 @@ _FUNCTIONS: Final[dict[str, tuple[Any, tuple[Any, ...]]]] = {
     "pj_session_length": (c_int, (c_void_p, c_int)),
     "pj_session_truncate": (c_int, (c_void_p, c_int, c_int)),
     "pj_session_fork": (c_int, (c_void_p, c_int, c_int, c_int)),
+    "pj_adapter_create": (c_int, (c_void_p, POINTER(AdapterLayer), POINTER(c_void_p))),
+    "pj_adapter_free": (None, (c_void_p,)),
+    "pj_session_use_adapter": (c_int, (c_void_p, c_int, c_void_p)),
     "pj_session_state_bytes": (c_size_t, (c_void_p, c_int)),
     "pj_session_export": (c_int, (c_void_p, c_int, c_void_p)),
     "pj_session_import": (c_int, (c_void_p, c_int, c_void_p, c_int)),

@@ -51,7 +51,7 @@ def read_prefix(path: str | Path, *, identity: str) -> Prefix:
         if specs != {"tokens": ("I32", 1), "state": ("U8", 1)}:
             raise PenjingError("a saved prefix holds tokens and state, no more", where=where, attempt=_AGAIN)
         if metadata.get("identity") != identity:
-            fact = "the prefix was saved by another model, kind of cache or version of penjing"
+            fact = "the prefix was saved by another model, adapter, kind of cache or version of penjing"
             raise PenjingError(fact, where=where, attempt=_AGAIN)
         prefix = Prefix(file.raw("tokens"), file.raw("state"))
         if metadata.get("digest") != _digest(identity, prefix):

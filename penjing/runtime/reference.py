@@ -48,6 +48,12 @@ def linear(x_TI: Array, weight_OI: Array, bias_O: Array | None = None) -> Array:
     return y_TO if bias_O is None else y_TO + bias_O
 
 
+def lora(x_TI: Array, a_RI: Array, b_OR: Array) -> Array:
+    """What an adapter adds to a matrix's outputs; it reads x before it is rounded to 8 bits."""
+    added: Array = x_TI @ a_RI.T @ b_OR.T
+    return added
+
+
 def rms_norm(x: Array, weight: Array, eps: float) -> Array:
     mean_square = np.mean(x * x, axis=-1, keepdims=True)
     normed: Array = x / np.sqrt(mean_square + x.dtype.type(eps)) * weight
@@ -116,6 +122,7 @@ class Decoder:
     rounded: name of a matrix ("embed": a tied head) to the group size in which its input is rounded to 8 bits;
     others read it as it is.
     kv: what keeping them does to keys and values [T, K, D]: a numpy type, or `round_cached`.
+    adapter: names of matrices to A [R, I] and B [O, R], added as `lora`.
     """
 
     def __init__(
@@ -126,11 +133,13 @@ class Decoder:
         dtype: type[np.floating[Any]] = np.float64,
         rounded: Mapping[str, int] | None = None,
         kv: Callable[[Array], Array] | None = None,
+        adapter: Mapping[str, tuple[Array, Array]] | None = None,
     ) -> None:
         self.architecture = architecture
         self.dtype = dtype
         self.rounded = dict(rounded or {})
         self.kept: Callable[[Array], Array] = kv or (lambda x: x)
+        self.adapter = {name: (a.astype(dtype), b.astype(dtype)) for name, (a, b) in (adapter or {}).items()}
         self.weights = {name: weight.astype(dtype) for name, weight in weights.items()}
         empty = np.empty((0, architecture.num_kv_heads, architecture.head_dim), dtype)
         self.keys = [empty] * architecture.num_layers
@@ -202,6 +211,6 @@ class Decoder:
 
     def _linear(self, name: str, x_TI: Array, rounding: Callable[[Array, int], Array] = round_activations) -> Array:
         group_size = self.rounded.get(name)
-        if group_size:
-            x_TI = rounding(x_TI, group_size)
-        return linear(x_TI, self.weights[name], self.weights.get(name + ".bias"))
+        read_TI = rounding(x_TI, group_size) if group_size else x_TI
+        y_TO = linear(read_TI, self.weights[name], self.weights.get(name + ".bias"))
+        return y_TO + lora(x_TI, *self.adapter[name]) if name in self.adapter else y_TO

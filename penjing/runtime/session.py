@@ -16,10 +16,12 @@ from numpy.typing import NDArray
 import penjing
 from penjing.errors import PenjingError
 from penjing.evidence import num_cores
+from penjing.format.adapter import Adapter, read_adapter
 from penjing.format.architecture import Architecture
 from penjing.format.container import TOKENIZER, Container, open_container
 from penjing.format.pack import Layout
 from penjing.runtime import binding
+from penjing.runtime.adapters import Adapters, default_name
 from penjing.runtime.model import Model
 from penjing.runtime.prefix import Prefix, read_prefix, write_prefix
 
@@ -71,6 +73,7 @@ class Session:
         where = str(opened.path)
         limits = Limits(context, sequences, num_cores() if threads is None else threads, kv)
         self._open(opened.architecture, opened.layouts, tensors, limits, where, opened.check_unchanged)
+        self._parents = _parents(opened.provenance)
 
     @classmethod
     def from_tensors(
@@ -89,6 +92,7 @@ class Session:
         session = cls.__new__(cls)
         limits = Limits(context, sequences, num_cores() if threads is None else threads, kv)
         session._open(architecture, layouts, tensors, limits, where, lambda: None)
+        session._parents = frozenset()
         return session
 
     def _open(
@@ -110,6 +114,7 @@ class Session:
         self._vocab_size = architecture.vocab_size
         limits.check(where)
         self._tokens: list[list[int]] = [[] for _ in range(limits.sequences)]
+        self._adapters = Adapters(limits.sequences)
         self._model = Model(architecture, layouts, tensors, where=where)
         sizes = (limits.context, limits.sequences, limits.threads, binding.KV_KINDS[limits.kv])
         status = binding.library().pj_session_create(self._model.handle, *sizes, ctypes.byref(self._handle))
@@ -200,6 +205,52 @@ class Session:
                 raise PenjingError(f"cannot fork {length} tokens", where=self._where)
             binding.check(binding.library().pj_session_fork(handle, source, target, length), where=self._where)
             self._tokens[target] = self._tokens[source][:length]
+            self._adapters.use(self._adapters.used(source), target)
+
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        """Names of the adapters that are loaded."""
+        return self._adapters.names
+
+    def load_adapter(self, adapter: str | Path | Adapter, *, name: str | None = None) -> str:
+        """Load an adapter file or peft folder, beside those that are loaded; the name to use it by.
+
+        Raises PenjingError where it is damaged or does not belong to this model.
+        """
+        where = "adapter" if isinstance(adapter, Adapter) else str(adapter)
+        architecture = self._model.architecture
+        read = adapter if isinstance(adapter, Adapter) else read_adapter(adapter, architecture)
+        if read.parent and self._parents and read.parent not in self._parents:
+            raise PenjingError("the adapter was trained on another model", where=where, attempt="that model, packed")
+        if name is None:
+            name = "adapter" if isinstance(adapter, Adapter) else default_name(adapter)
+        with self._work:
+            self._open_handle()
+            self._adapters.load(name, read, self._model.handle, architecture, where=where)
+        return name
+
+    def unload_adapter(self, name: str) -> None:
+        """Forget an adapter that no sequence uses."""
+        with self._work:
+            self._open_handle()
+            self._adapters.unload(name, where=self._where)
+
+    def use_adapter(self, name: str | None, *, sequence: int = 0) -> None:
+        """From now on a sequence is evaluated with this adapter (None: without any).
+
+        If it used another, what it held is forgotten: the same tokens mean something else now.
+        """
+        with self._work:
+            handle, adapter = self._open_handle(), self._adapters.handle(name, where=self._where)
+            use = binding.library().pj_session_use_adapter
+            binding.check(use(handle, self._checked_sequence(sequence), adapter), where=self._where)
+            if self._adapters.used(sequence) != name:
+                self._adapters.use(name, sequence)
+                self._tokens[sequence].clear()
+
+    def adapter(self, sequence: int = 0) -> str | None:
+        """The name of the adapter that a sequence uses."""
+        return self._adapters.used(self._checked_sequence(sequence))
 
     def tokens(self, sequence: int = 0) -> list[int]:
         """The tokens that a sequence holds."""
@@ -216,7 +267,7 @@ class Session:
                 raise PenjingError("the sequence is empty: nothing to save", where=self._where)
             state = np.empty(engine.pj_session_state_bytes(handle, len(token_T)), np.uint8)
             binding.check(engine.pj_session_export(handle, sequence, binding.pointer(state)), where=self._where)
-            write_prefix(path, Prefix(token_T, state), identity=self._identity())
+            write_prefix(path, Prefix(token_T, state), identity=self._identity(sequence))
 
     def load_prefix(self, path: str | Path, *, sequence: int = 0) -> list[int]:
         """Make a sequence what a file holds; its tokens. The logits that follow are those of the session that saved it.
@@ -228,7 +279,7 @@ class Session:
             handle, engine = self._open_handle(), binding.library()
             self._check_unchanged()
             self._checked_sequence(sequence)
-            prefix = read_prefix(path, identity=self._identity())
+            prefix = read_prefix(path, identity=self._identity(sequence))
             token_T, num_tokens = self._checked(prefix.tokens), len(prefix.tokens)
             if num_tokens > self.context:
                 fact = f"a prefix of {num_tokens} tokens does not fit a context of {self.context}"
@@ -253,6 +304,7 @@ class Session:
             handle, self._handle = self._handle, ctypes.c_void_p()
             if handle and self._process == os.getpid():  # a forked child has the memory, but not the threads
                 binding.library().pj_session_free(handle)
+            self._adapters.close()
             self._model.close()
 
     def __enter__(self) -> Self:
@@ -288,9 +340,10 @@ class Session:
             raise PenjingError(fact, where=self._where, attempt="the tokenizer that belongs to the model")
         return np.ascontiguousarray(token_T, dtype=np.int32)
 
-    def _identity(self) -> str:
+    def _identity(self, sequence: int) -> str:
         """What a saved prefix depends on, besides its tokens. Kernels of all instruction sets give the same bits."""
-        return f"{self._model.digest} {self._limits.kv} penjing {penjing.__version__}"
+        adapter = self._adapters.digest(sequence)
+        return f"{self._model.digest} {self._limits.kv} penjing {penjing.__version__}" + f" {adapter}" * bool(adapter)
 
     def _checked_sequence(self, sequence: int) -> int:
         if not 0 <= sequence < self.sequences:
@@ -311,3 +364,10 @@ class Session:
         self._checked_sequence(int(sequence_T.min()))
         self._checked_sequence(int(sequence_T.max()))
         return np.ascontiguousarray(sequence_T, dtype=np.int32)
+
+
+def _parents(provenance: Mapping[str, Any]) -> frozenset[str]:
+    """Digests of the checkpoints that an adapter for a packed model may have been trained on."""
+    base = provenance.get("base")
+    digests = (provenance.get("parent"), base.get("digest") if isinstance(base, dict) else None)
+    return frozenset(digest for digest in digests if isinstance(digest, str))
