@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from penjing.runtime.chat import ChatTemplate, Conversation, Message
     from penjing.runtime.constrain import Constraint, Kind, Vocabulary
     from penjing.runtime.generate import Generation
+    from penjing.runtime.prefix_cache import PrefixCache
     from penjing.runtime.session import Session
     from penjing.tensors.statistics import Importance
 
@@ -41,24 +42,41 @@ Progress = Callable[[str, int, int], None]
 Overrides = Sequence[tuple[str, Mapping[str, Any]]]
 
 
-def open(model: str | Path, *, context: int = 2048, threads: int | None = None) -> Model:
+def open(
+    model: str | Path,
+    *,
+    context: int = 2048,
+    threads: int | None = None,
+    prefix_cache: str | Path | None = None,
+    tell: Callable[[str], None] | None = None,
+) -> Model:
     """Open a folder, a `.gguf`, a `.penjing`, "smollm2-135m" or a hub name. Raises PenjingError.
 
-    context: tokens that a prompt and its answer may have together. threads: every core by default.
+    context: tokens that a prompt and its answer may have together. threads: every core by default. prefix_cache: a
+    folder or file that keeps what prompts begin with, over restarts; `tell` hears what comes of it.
     """
-    return Model(open_checkpoint(model), context=context, threads=threads)
+    return Model(open_checkpoint(model), context=context, threads=threads, prefix_cache=prefix_cache, tell=tell)
 
 
 class Model:
     """A model. Methods that write something return what they wrote, opened, and leave this one as it is."""
 
-    def __init__(self, checkpoint: Checkpoint, *, context: int = 2048, threads: int | None = None) -> None:
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        *,
+        context: int = 2048,
+        threads: int | None = None,
+        prefix_cache: str | Path | None = None,
+        tell: Callable[[str], None] | None = None,
+    ) -> None:
         self.checkpoint = checkpoint
         self.evidence: Evidence | None = None  # of the stage that wrote it, if it was written here
         self._context, self._threads = context, threads
         self._session: Session | None = None
         self._unpacked: tempfile.TemporaryDirectory[str] | None = None
         self._cached: list[int] = []
+        self._prefix_cache, self._tell = prefix_cache, tell
 
     def __repr__(self) -> str:
         arch = self.architecture
@@ -151,6 +169,16 @@ class Model:
         prompt_ids = self.tokenizer.encode(prompt, add_special_tokens=False).ids
         return self._generate(prompt_ids, max_tokens, stop, seed, {**sampling, "constraint": constraint})
 
+    def load_adapter(self, path: str | Path, *, name: str | None = None) -> str:
+        """Load an adapter file or a folder that peft wrote, and use it; its name, for `use_adapter`."""
+        loaded = self.session.load_adapter(path, name=name)
+        self.session.use_adapter(loaded)
+        return loaded
+
+    def use_adapter(self, name: str | None) -> None:
+        """Answer with an adapter that was loaded, or with none."""
+        self.session.use_adapter(name)
+
     def constraint(self, kind: Kind, text: str) -> Constraint:
         """The form of one answer: "json_schema", "regex" or "grammar" (Lark), and its text. Needs penjing[serve]."""
         return self._vocabulary.constraint(kind, text)
@@ -166,8 +194,15 @@ class Model:
         """A conversation that remembers its turns."""
         from penjing.runtime.chat import Conversation
 
-        eos = self.architecture.eos_token_ids
-        return Conversation(self.session, self.tokenizer, self.chat_template, eos=eos, system=system)
+        return Conversation(
+            self.session,
+            self.tokenizer,
+            self.chat_template,
+            eos=self.architecture.eos_token_ids,
+            system=system,
+            before_prompt=self._restore,
+            after_prompt=self._keep,
+        )
 
     def quantize(
         self,
@@ -294,6 +329,9 @@ class Model:
         from penjing.runtime.generate import generate
         from penjing.runtime.sampling import Sampler
 
+        held = self._restore(prompt_ids)
+        if held is not None:
+            self._cached[:] = held
         return generate(
             self.session,
             self.tokenizer,
@@ -304,7 +342,22 @@ class Model:
             eos=self.architecture.eos_token_ids,
             cached=self._cached,
             speculate=True,
+            after_prompt=self._keep,
         )
+
+    @cached_property
+    def _prefixes(self) -> PrefixCache | None:
+        from penjing.runtime.prefix_cache import PrefixCache
+
+        return PrefixCache(self._prefix_cache, tell=self._tell) if self._prefix_cache else None
+
+    def _restore(self, prompt_ids: Sequence[int]) -> list[int] | None:
+        """What the session holds after the prefix cache gave what it has for a prompt; None: there is no such cache."""
+        return self._prefixes.restore(self.session, prompt_ids) if self._prefixes else None
+
+    def _keep(self, evaluated: int) -> None:
+        if self._prefixes:
+            self._prefixes.keep(self.session, evaluated)
 
     def _calibrate(
         self, out: Path, data: str | Path | Corpus, seed: int, progress: Progress | None

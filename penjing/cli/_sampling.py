@@ -38,6 +38,20 @@ Grammar = Annotated[
     typer.Option("--grammar", metavar="FILE", help="Answer with text of this Lark grammar.", show_default=False),
 ]
 
+Adapter = Annotated[
+    Path | None,
+    typer.Option("--adapter", metavar="FILE", help="An adapter file, or a folder of peft.", show_default=False),
+]
+PrefixCache = Annotated[
+    str | None,
+    typer.Option(
+        "--prefix-cache",
+        metavar="DIR|FILE",
+        help="Keep what prompts begin with here, so that it is evaluated once. DIR ends in /, or is there.",
+        show_default=False,
+    ),
+]
+
 
 def form(json_schema: Path | None, regex: str | None, grammar: Path | None) -> tuple[Kind, str] | None:
     """What kind of form an answer must have, and its text; None: any. Raises PenjingError for more than one."""

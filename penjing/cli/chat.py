@@ -29,6 +29,8 @@ def command(
     repetition_penalty: options.Penalty = 1.0,
     stop: options.Stop = None,
     seed: options.Seed = None,
+    adapter: options.Adapter = None,
+    prefix_cache: options.PrefixCache = None,
     context: Context = 4096,
     threads: Threads = None,
 ) -> None:
@@ -38,7 +40,9 @@ def command(
 
     sampler = Sampler(temperature, top_k, top_p, min_p, repetition_penalty, seed)
     turn: dict[str, Any] = {"max_tokens": max_tokens, "sampler": sampler, "stop": stop or ()}
-    with api.open(model, context=context, threads=threads) as opened:
+    with api.open(model, context=context, threads=threads, prefix_cache=prefix_cache, tell=note) as opened:
+        if adapter:
+            opened.load_adapter(adapter)
         conversation = opened.conversation(system)
         if sys.stdin.isatty():
             note(f"{opened.name}: {_HELP}")

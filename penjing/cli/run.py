@@ -30,6 +30,8 @@ def command(
     json_schema: options.JsonSchema = None,
     regex: options.Regex = None,
     grammar: options.Grammar = None,
+    adapter: options.Adapter = None,
+    prefix_cache: options.PrefixCache = None,
     context: Context = 2048,
     threads: Threads = None,
     as_json: Json = False,
@@ -41,7 +43,9 @@ def command(
     settings: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
     settings |= {"repetition_penalty": repetition_penalty, "seed": seed}
     form = options.form(json_schema, regex, grammar)
-    with api.open(model, context=context, threads=threads) as opened:
+    with api.open(model, context=context, threads=threads, prefix_cache=prefix_cache, tell=note) as opened:
+        if adapter:
+            opened.load_adapter(adapter)
         settings["constraint"] = opened.constraint(*form) if form else None
         if raw or not (opened.checkpoint.chat_template or system):
             generation = opened.stream(text, max_tokens=max_tokens, stop=stop or (), **settings)
@@ -60,6 +64,7 @@ def command(
         "text": "".join(pieces),
         "stop_reason": result.reason,
         "prompt_tokens": result.prompt_tokens,
+        "cached_tokens": result.cached_tokens,
         "tokens": len(result.tokens),
         "prefill_tokens_per_s": result.prefill_tokens_per_s,
         "decode_tokens_per_s": result.decode_tokens_per_s,

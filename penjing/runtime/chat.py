@@ -5,7 +5,7 @@ A message is {"role": "system" | "user" | "assistant", "content": text}, and wha
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 import jinja2
@@ -75,8 +75,21 @@ class Conversation:
     """Turns with one session. What the session already holds of the rendered text is not computed again."""
 
     def __init__(
-        self, session: Decoder, tokenizer: Encoder, template: ChatTemplate, *, eos: Sequence[int], system: str = ""
+        self,
+        session: Decoder,
+        tokenizer: Encoder,
+        template: ChatTemplate,
+        *,
+        eos: Sequence[int],
+        system: str = "",
+        before_prompt: Callable[[Sequence[int]], list[int] | None] | None = None,
+        after_prompt: Callable[[int], None] | None = None,
     ) -> None:
+        """before_prompt: may make the session hold a prompt's beginning; what it holds then (None: as it was).
+
+        after_prompt: as of `generate`.
+        """
+        self._before_prompt, self._after_prompt = before_prompt, after_prompt
         self._session, self._tokenizer, self._template, self._eos = session, tokenizer, template, tuple(eos)
         self._first: list[Message] = [{"role": "system", "content": system}] if system else []
         self._cached: list[int] = []
@@ -97,6 +110,8 @@ class Conversation:
         """
         asked: list[Message] = [*self.messages, {"role": "user", "content": text}]
         prompt_ids = self._tokenizer.encode(self._template.render(asked), add_special_tokens=False).ids
+        if self._before_prompt and (held := self._before_prompt(prompt_ids)) is not None:
+            self._cached[:] = held
         generation = generate(
             self._session,
             self._tokenizer,
@@ -107,6 +122,7 @@ class Conversation:
             eos=self._eos,
             cached=self._cached,
             speculate=True,
+            after_prompt=self._after_prompt,
         )
         return self._answer(asked, generation)
 

@@ -178,14 +178,16 @@ def generate(
     eos: Collection[int] = (),
     cached: list[int] | None = None,
     speculate: bool = False,
+    after_prompt: Callable[[int], None] | None = None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Generation:
     """Continue `prompt_ids`, a piece of text at a time. Nothing is computed before the first piece is asked for.
 
     eos: tokens that end the text. cached: the tokens that the session holds; where the prompt begins like them nothing
     is computed again, and the list is kept up to date. None: start afresh. speculate: evaluate what seems to come ahead
-    of time where that pays (see speculate.py); the text stays the same. Raises PenjingError, here already, for an
-    empty prompt and for one that does not fit the context.
+    of time where that pays (see speculate.py); the text stays the same. after_prompt: called when the session holds
+    just the prompt, with the number of its tokens that were evaluated. Raises PenjingError, here already, for an empty
+    prompt and for one that does not fit the context.
     """
     if not len(prompt_ids):
         raise PenjingError("the prompt has no tokens", where="generate", attempt="give it some text")
@@ -207,6 +209,7 @@ def generate(
         eos=frozenset(eos),
         held=[] if cached is None else cached,
         speculate=speculate,
+        after_prompt=after_prompt,
         clock=clock,
     )
     return Generation(run)
@@ -223,6 +226,7 @@ class _Run:
     eos: frozenset[int]
     held: list[int]  # tokens that the session holds
     speculate: bool
+    after_prompt: Callable[[int], None] | None
     clock: Callable[[], float]
     result: Result | None = None
 
@@ -230,11 +234,14 @@ class _Run:
         detokenizer = Detokenizer(self.tokenizer, self.prompt)
         drawn: list[int] = []
         reason: StopReason | None = None
-        start = prefilled = self.clock()
+        start = prefilled = decoding = self.clock()
         num_cached = self._forget_what_differs()
         try:
             logits_V = self._feed(self.prompt[num_cached:])
             prefilled = self.clock()
+            if self.after_prompt:
+                self.after_prompt(len(self.prompt) - num_cached)
+            decoding = self.clock()
             speculation = Speculation(self.session, self.held, clock=self.clock) if self.speculate else None
             while True:
                 token = self.sampler(logits_V, self.prompt + drawn)
@@ -262,7 +269,7 @@ class _Run:
                 prompt_tokens=len(self.prompt),
                 cached_tokens=num_cached,
                 prefill_s=prefilled - start,
-                decode_s=self.clock() - prefilled,
+                decode_s=self.clock() - decoding,
             )
 
     def _end(self, drawn: list[int]) -> StopReason | None:

@@ -267,7 +267,7 @@ class Session:
                 raise PenjingError("the sequence is empty: nothing to save", where=self._where)
             state = np.empty(engine.pj_session_state_bytes(handle, len(token_T)), np.uint8)
             binding.check(engine.pj_session_export(handle, sequence, binding.pointer(state)), where=self._where)
-            write_prefix(path, Prefix(token_T, state), identity=self._identity(sequence))
+            write_prefix(path, Prefix(token_T, state), identity=self.prefix_identity(sequence))
 
     def load_prefix(self, path: str | Path, *, sequence: int = 0) -> list[int]:
         """Make a sequence what a file holds; its tokens. The logits that follow are those of the session that saved it.
@@ -279,7 +279,7 @@ class Session:
             handle, engine = self._open_handle(), binding.library()
             self._check_unchanged()
             self._checked_sequence(sequence)
-            prefix = read_prefix(path, identity=self._identity(sequence))
+            prefix = read_prefix(path, identity=self.prefix_identity(sequence))
             token_T, num_tokens = self._checked(prefix.tokens), len(prefix.tokens)
             if num_tokens > self.context:
                 fact = f"a prefix of {num_tokens} tokens does not fit a context of {self.context}"
@@ -291,6 +291,11 @@ class Session:
             binding.check(engine.pj_session_import(handle, sequence, state, num_tokens), where=self._where)
             self._tokens[sequence] = token_T.tolist()
             return self._tokens[sequence].copy()
+
+    def prefix_identity(self, sequence: int = 0) -> str:
+        """What a saved prefix depends on, besides its tokens. Kernels of all instruction sets give the same bits."""
+        adapter = self._adapters.digest(sequence)
+        return f"{self._model.digest} {self._limits.kv} penjing {penjing.__version__}" + f" {adapter}" * bool(adapter)
 
     def cancel(self) -> None:
         """From any thread: a `forward` under way raises EngineError with status CANCELLED. Else nothing happens."""
@@ -339,11 +344,6 @@ class Session:
             fact = f"token {token_T[number]} (number {number}) is outside the vocabulary of {self._vocab_size}"
             raise PenjingError(fact, where=self._where, attempt="the tokenizer that belongs to the model")
         return np.ascontiguousarray(token_T, dtype=np.int32)
-
-    def _identity(self, sequence: int) -> str:
-        """What a saved prefix depends on, besides its tokens. Kernels of all instruction sets give the same bits."""
-        adapter = self._adapters.digest(sequence)
-        return f"{self._model.digest} {self._limits.kv} penjing {penjing.__version__}" + f" {adapter}" * bool(adapter)
 
     def _checked_sequence(self, sequence: int) -> int:
         if not 0 <= sequence < self.sequences:

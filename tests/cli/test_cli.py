@@ -228,3 +228,38 @@ def test_an_answer_can_be_interrupted(packed_talker):
         error = process.communicate(timeout=60)[1]
     assert process.returncode == 130
     assert error.startswith("interrupted\n  try:   ")
+
+
+def test_a_prefix_cache_outlives_the_program_and_changes_no_word(packed_talker, tmp_path):
+    def run(*options):
+        ask = ["run", packed_talker, "Why?", "--system", "Answer in one word. " * 8, "--max-tokens", 5, "--json"]
+        done = here(*ask, *options)
+        return last_json(done), done.stderr
+
+    plain, _ = run()
+    first, told = run("--prefix-cache", f"{tmp_path}/cache/")
+    assert (first["cached_tokens"], first["text"]) == (0, plain["text"])
+    assert "kept in" in told
+    second, told = run("--prefix-cache", f"{tmp_path}/cache/")
+    assert (second["cached_tokens"], second["text"]) == (plain["prompt_tokens"] - 1, plain["text"])
+    assert "tokens of the prompt come from" in told
+
+
+def test_an_adapter_changes_what_is_said(packed_talker, tmp_path):
+    import numpy as np
+
+    from penjing.checkpoint import open_checkpoint
+    from penjing.format.adapter import Adapter, Addition, write_adapter
+
+    rng = np.random.default_rng(0)
+    shapes = open_checkpoint(packed_talker).architecture.matrix_shapes()
+    outputs, inputs = shapes["layers.1.down"]
+    pair = [rng.standard_normal(shape).astype(np.float32) for shape in ((2, inputs), (outputs, 2))]
+    write_adapter(tmp_path / "loud", Adapter({"layers.1.down": Addition(*pair)}))
+    said = [
+        last_json(here("run", packed_talker, "Why?", "--max-tokens", 8, "--json", *more))["text"]
+        for more in ((), ("--adapter", tmp_path / "loud"), ())
+    ]
+    assert said[0] == said[2] != said[1]
+    refused = penjing("run", packed_talker, "Why?", "--adapter", tmp_path / "none", check=1)
+    assert "none" in refused.stderr
