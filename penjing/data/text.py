@@ -76,6 +76,11 @@ class Windows:
         return self.tokens_WT[:, 1:].size
 
 
+def bom_encoding(content: bytes) -> str | None:
+    """The encoding that a byte order mark at the beginning names."""
+    return next((name for bom, name in _BOMS if content.startswith(bom)), None)
+
+
 def read_text(path: Path, encoding: str = "utf-8") -> str:
     """The text of a file, newlines as `\\n`. A byte order mark is believed over `encoding`.
 
@@ -85,7 +90,7 @@ def read_text(path: Path, encoding: str = "utf-8") -> str:
         content = path.read_bytes()
     except OSError as error:
         raise PenjingError(f"cannot read text: {error.strerror or error}", where=str(path)) from error
-    encoding = next((name for bom, name in _BOMS if content.startswith(bom)), encoding)
+    encoding = bom_encoding(content) or encoding
     try:
         text = content.decode(encoding)
     except LookupError as error:
