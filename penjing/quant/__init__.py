@@ -32,6 +32,16 @@ class Technique(Protocol):
     quantize: Callable[..., Quantized]
 
 
+class BlockTechnique(Protocol):
+    """A technique that learns the matrices of a block together, beside a `quantize` for matrices elsewhere.
+
+    `quantize_block(specs, weights, importances, forward, inputs, targets, seed)`: settings by matrix, all weights of
+    the block, the importance of each matrix's inputs, and what `tensors.learning.learn` takes; codes by matrix.
+    """
+
+    quantize_block: Callable[..., dict[str, Quantized]]
+
+
 class Transformation(Protocol):
     """Weights that compute the same and are easier to quantize. `Spec`: a frozen dataclass of settings.
 
@@ -74,6 +84,11 @@ def uses_hessian(method: Technique) -> bool:
 
 def uses_book(method: Technique) -> bool:
     return "book_K" in inspect.signature(method.quantize).parameters
+
+
+def learns(method: Technique) -> bool:
+    """Whether it is a `BlockTechnique`."""
+    return hasattr(method, "quantize_block")
 
 
 def layout_for(spec: Any, rows: int, cols: int) -> Layout:

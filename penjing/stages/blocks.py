@@ -1,14 +1,17 @@
-"""Hessians block by block: each layer's inputs are those that come out of the quantized layers before it.
+"""Block by block: each layer's inputs are those that come out of the quantized layers before it.
 
-One layer's weights and the hidden states of all calibration windows are in memory at a time. A run that continues reads
-finished layers from their shards, as the run that was killed would have done, so Hessians and bytes are the same.
+Gives Hessians, or what learning needs: those inputs, and what the float model makes of its own. One layer's weights and
+the hidden states of all calibration windows are in memory at a time (those of the float model too, for learning). A run
+that continues reads finished layers from their shards, as the run that was killed would have done, so what is found and
+the bytes are the same.
 
 Shapes: W windows, T tokens, H hidden size, I inputs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -21,31 +24,46 @@ from penjing.errors import PenjingError
 from penjing.format.families import Part
 from penjing.measure.torch_decoder import DecoderScorer
 from penjing.tensors.hessians import Moments
+from penjing.tensors.learning import Forward
 
 #: a weight of the child: a part of a block that is finished, as float32
 ReadPart = Callable[[Part], NDArray[np.float32]]
 
 
+@dataclass(frozen=True)
+class Lesson:
+    """A layer in float, and what it reads and should put out, window by window."""
+
+    weights: Mapping[str, Tensor]
+    forward: Forward
+    inputs: list[Tensor]
+    targets: list[Tensor]
+
+
 class Walk:
     """Goes through the blocks in order: 0 is the embedding, n + 1 layer n, then the final norm and the head."""
 
-    def __init__(self, parent: Checkpoint, calibration: Windows, read_child: ReadPart) -> None:
-        """`read_child(part)`: a weight as the child has it, asked of finished blocks only."""
+    def __init__(
+        self, parent: Checkpoint, calibration: Windows, read_child: ReadPart, *, learning: bool = False
+    ) -> None:
+        """`read_child(part)`: a weight as the child has it, asked of finished blocks only.
+
+        `learning`: keep the float model's hidden states too, for `Lesson`s.
+        """
         self._parent = parent
         self._tokens_WT = torch.from_numpy(calibration.tokens_WT.astype(np.int64))
         self._read_child = read_child
         self._hidden: list[Tensor] = []  # [T, H] a window, what goes into block `_next`
+        self._float_hidden: list[Tensor] | None = [] if learning else None  # the same in the float model
         self._next = 0
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def hessians(self, block: int) -> dict[str, Tensor]:
         """X^T X by canonical name of the block's matrices; all blocks before it are finished. A lookup has none.
 
         Raises PenjingError where activations are not finite.
         """
-        while self._next < block:
-            self._pass_through(self._next, self._decoder(self._next, self._read_child, None))
-            self._next += 1
+        self._reach(block)
         moments = Moments()
         if block > 0:
             decoder = self._decoder(block, self._parent.read_part, moments)
@@ -61,9 +79,34 @@ class Walk:
                 )
         return found
 
+    @torch.no_grad()
+    def lesson(self, block: int) -> Lesson:
+        """What a layer is learned from; all blocks before it are finished."""
+        if self._float_hidden is None:
+            raise ValueError("a walk for learning was not asked for")
+        self._reach(block)
+        weights = {part.name: torch.from_numpy(self._parent.read_part(part)) for part in self._parts(block)}
+        floats = DecoderScorer(self._parent.architecture, weights)
+
+        def forward(changed: Mapping[str, Tensor], x_TH: Tensor) -> Tensor:
+            return DecoderScorer(self._parent.architecture, weights | dict(changed)).layer(block - 1, x_TH)
+
+        targets = [self._forward(block, floats, x_TH) for x_TH in self._float_hidden]
+        return Lesson(weights, forward, self._hidden, targets)
+
+    def _reach(self, block: int) -> None:
+        while self._next < block:
+            self._hidden = self._through(self._next, self._decoder(self._next, self._read_child, None), self._hidden)
+            if self._float_hidden is not None:
+                decoder = self._decoder(self._next, self._parent.read_part, None)
+                self._float_hidden = self._through(self._next, decoder, self._float_hidden)
+            self._next += 1
+
+    def _parts(self, block: int) -> list[Part]:
+        return [part for part in self._parent.parts() if block_of(part.name, self._num_layers) == block]
+
     def _decoder(self, block: int, read: ReadPart, moments: Moments | None) -> DecoderScorer:
-        parts = [part for part in self._parent.parts() if block_of(part.name, self._num_layers) == block]
-        weights = {part.name: torch.from_numpy(read(part)) for part in parts}
+        weights = {part.name: torch.from_numpy(read(part)) for part in self._parts(block)}
         observe = None if moments is None else moments.add
         return DecoderScorer(self._parent.architecture, weights, observe=observe)
 
@@ -71,12 +114,13 @@ class Walk:
     def _num_layers(self) -> int:
         return self._parent.architecture.num_layers
 
-    def _pass_through(self, block: int, decoder: DecoderScorer) -> None:
+    def _through(self, block: int, decoder: DecoderScorer, hidden: list[Tensor]) -> list[Tensor]:
+        """What comes out of a block; windows take the place of those that went in, one by one."""
         if block == 0:
-            self._hidden = [decoder.embed(tokens_T) for tokens_T in self._tokens_WT]
-            return
-        for window, x_TH in enumerate(self._hidden):
-            self._hidden[window] = self._forward(block, decoder, x_TH)
+            return [decoder.embed(tokens_T) for tokens_T in self._tokens_WT]
+        for window, x_TH in enumerate(hidden):
+            hidden[window] = self._forward(block, decoder, x_TH)
+        return hidden
 
     def _forward(self, block: int, decoder: DecoderScorer, x_TH: Tensor) -> Tensor:
         if block <= self._num_layers:

@@ -13,7 +13,7 @@ import fnmatch
 import itertools
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,24 +30,16 @@ from penjing.format.hf_writer import CheckpointWriter, Shard, ShardWriter
 from penjing.format.pack import LANES, Layout, pack_codes
 from penjing.format.safetensors_file import TensorSpec
 from penjing.format.source import row_indices
-from penjing.quant import Technique, apply, layout_for, technique, uses_hessian
+from penjing.quant import apply, layout_for, technique
 from penjing.stages import EVIDENCE, Progress, base, build_spec, inherit_evidence
-from penjing.stages.blocks import Walk, block_of
+from penjing.stages.blocks import block_of
+from penjing.stages.weighing import Choice, Weighing
 from penjing.tensors.groups import Quantized
 from penjing.tensors.statistics import Importance
 
 _CHUNK = 1 << 22  # weights quantized at a time
 _FLOAT_BITS = 16  # `bits` that mean: leave this matrix in float
 _HEADS = ("lm_head.weight", "embed_out.weight")
-
-
-@dataclass(frozen=True)
-class Choice:
-    """How one matrix is quantized."""
-
-    method: Technique
-    spec: Any
-    layout: Layout
 
 
 def quantize(
@@ -87,7 +79,8 @@ def quantize(
         with recording(
             "quantize", settings, path=writer.folder / EVIDENCE, parent=parent.digest, corpus=corpus
         ) as work:
-            weighing = _Weighing(parent, chosen, importances or {}, calibration, writer)
+            read_child = partial(_read_child, parent, writer)
+            weighing = Weighing(parent, chosen, importances or {}, calibration, read_child, seed)
             _write_shards(parent, chosen, shards, writer, weighing, seed, progress)
             writer.write_texts(
                 config=parent.config,
@@ -149,53 +142,12 @@ def plan(parent: Checkpoint, chosen: Mapping[str, Choice]) -> list[Shard]:
     return [Shard(*pair) for pair in zip(tensors, layouts, strict=True) if pair[0]]
 
 
-class _Weighing:
-    """What errors in the matrices of a block are weighed by."""
-
-    def __init__(
-        self,
-        parent: Checkpoint,
-        chosen: Mapping[str, Choice],
-        importances: Mapping[str, Importance],
-        calibration: Windows | None,
-        writer: CheckpointWriter,
-    ) -> None:
-        self._importances = importances
-        self._hessians: Mapping[str, torch.Tensor] = {}
-        self._walk: Walk | None = None
-        asking = {name for name, choice in chosen.items() if uses_hessian(choice.method)} - {"embed"}
-        lacking = any(name not in importances or importances[name].hessian_II is None for name in asking)
-        if calibration is not None and lacking:
-            self._walk = Walk(
-                parent,
-                calibration,
-                lambda part: gather_part(part, writer.read, parent.tensors[part.source].shape[0]),
-            )
-
-    def enter(self, block: int) -> None:
-        """All blocks before this one are finished."""
-        if self._walk is not None:
-            self._hessians = self._walk.hessians(block)
-
-    def of(self, name: str) -> dict[str, torch.Tensor | None]:
-        """Arguments of `quant.apply`. A lookup's inputs have no Hessian: its importance stands on the diagonal."""
-        known = self._importances.get(name)
-        if known is None:
-            return {"importance_I": None, "hessian_II": self._hessians.get(name)}
-        importance_I = known.mean_input_I()
-        hessian_II = self._hessians.get(name) if known.hessian_II is None else known.hessian_II
-        return {
-            "importance_I": importance_I,
-            "hessian_II": torch.diag(importance_I) if name == "embed" else hessian_II,
-        }
-
-
 def _write_shards(
     parent: Checkpoint,
     chosen: Mapping[str, Choice],
     shards: Sequence[Shard],
     writer: CheckpointWriter,
-    weighing: _Weighing,
+    weighing: Weighing,
     seed: int,
     progress: Progress | None,
 ) -> None:
@@ -212,7 +164,7 @@ def _write_shards(
                 if progress is not None:
                     progress(name, done, total)
                 quantized_rows = [
-                    _quantize_part(parent, part, chosen[part.name], weighing.of(part.name), shard, seed)
+                    _quantize_part(parent, part, chosen[part.name], weighing, shard, seed)
                     for part in parts.get(name, [])
                 ]
                 _copy_rest(parent, name, quantized_rows, shard)
@@ -225,7 +177,7 @@ def _quantize_part(
     parent: Checkpoint,
     part: Part,
     choice: Choice,
-    weighing: Mapping[str, torch.Tensor | None],
+    weighing: Weighing,
     shard: ShardWriter,
     seed: int,
 ) -> NDArray[np.intp]:
@@ -240,7 +192,10 @@ def _quantize_part(
                 raise PenjingError(
                     "a weight is NaN or infinite", where=part.name, attempt="repair the model, or train it again"
                 )
-            quantized = apply(choice.method, choice.spec, torch.from_numpy(weight_OI), **weighing, book_K=book_K)
+            quantized = weighing.learned(part.name, rows)
+            if quantized is None:
+                weighed = weighing.of(part.name)
+                quantized = apply(choice.method, choice.spec, torch.from_numpy(weight_OI), **weighed, book_K=book_K)
             if rows.start and not _same_book(quantized.book_K, book_K):
                 raise ValueError(f"{part.name}: {choice.method} chose another book for later rows")
             book_K = quantized.book_K
@@ -249,6 +204,10 @@ def _quantize_part(
             for begin, end in _runs(index[rows]):
                 shard.write(part.source, shipped_OI[begin:end], int(index[rows.start + begin]))
     return index
+
+
+def _read_child(parent: Checkpoint, writer: CheckpointWriter, part: Part) -> NDArray[np.float32]:
+    return gather_part(part, writer.read, parent.tensors[part.source].shape[0])
 
 
 def _packed(quantized: Quantized, layout: Layout, name: str) -> dict[str, NDArray[Any]]:

@@ -1,0 +1,115 @@
+"""What the quantize stage gives its techniques: importances, Hessians, or whole blocks to learn from."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from penjing.checkpoint import Checkpoint
+from penjing.data.text import Windows
+from penjing.errors import PenjingError
+from penjing.format.pack import Layout
+from penjing.quant import BlockTechnique, Technique, learns, uses_hessian
+from penjing.stages.blocks import ReadPart, Walk, block_of
+from penjing.tensors.groups import Quantized
+from penjing.tensors.statistics import Importance
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How one matrix is quantized."""
+
+    method: Technique
+    spec: Any
+    layout: Layout
+
+
+class Weighing:
+    """What errors in the matrices of a block are weighed by, and the codes of matrices that are learned together."""
+
+    def __init__(
+        self,
+        parent: Checkpoint,
+        chosen: Mapping[str, Choice],
+        importances: Mapping[str, Importance],
+        calibration: Windows | None,
+        read_child: ReadPart,
+        seed: int,
+    ) -> None:
+        self._importances, self._seed = importances, seed
+        self._hessians: Mapping[str, torch.Tensor] = {}
+        self._codes: dict[str, Quantized] = {}
+        self._learned = _learned_together(chosen, parent.architecture.num_layers)
+        self._walk: Walk | None = None
+        asking = {name for name, choice in chosen.items() if uses_hessian(choice.method)} - {"embed"}
+        self._lacking = any(name not in importances or importances[name].hessian_II is None for name in asking)
+        if self._learned and calibration is None:
+            raise PenjingError("it learns from text, and none was given", where="--method", attempt="--data FILE")
+        if calibration is not None and (self._lacking or self._learned):
+            self._walk = Walk(parent, calibration, read_child, learning=bool(self._learned))
+
+    def enter(self, block: int) -> None:
+        """All blocks before this one are finished."""
+        self._codes = {}
+        if self._walk is None:
+            return
+        if self._lacking:
+            self._hessians = self._walk.hessians(block)
+        for method, choices in self._learned.get(block, []):
+            lesson = self._walk.lesson(block)
+            self._codes |= method.quantize_block(
+                {name: choice.spec for name, choice in choices.items()},
+                lesson.weights,
+                {name: self._importance(name, choice.layout.cols) for name, choice in choices.items()},
+                lesson.forward,
+                lesson.inputs,
+                lesson.targets,
+                self._seed + block,
+            )
+
+    def _importance(self, name: str, cols: int) -> torch.Tensor:
+        """Of each input; all alike where nothing is known."""
+        known = self._importances.get(name)
+        return torch.ones(cols) if known is None else known.mean_input_I()
+
+    def learned(self, name: str, rows: slice) -> Quantized | None:
+        """Rows of a matrix that was learned with its block."""
+        found = self._codes.get(name)
+        if found is None:
+            return None
+        return Quantized(
+            code_ONG=found.code_ONG[rows],
+            scale_ON=found.scale_ON[rows],
+            zero_ON=None if found.zero_ON is None else found.zero_ON[rows],
+            bits=found.bits,
+            levels=found.levels,
+            book_K=found.book_K,
+        )
+
+    def of(self, name: str) -> dict[str, torch.Tensor | None]:
+        """Arguments of `quant.apply`. A lookup's inputs have no Hessian: its importance stands on the diagonal."""
+        known = self._importances.get(name)
+        if known is None:
+            return {"importance_I": None, "hessian_II": self._hessians.get(name)}
+        importance_I = known.mean_input_I()
+        hessian_II = self._hessians.get(name) if known.hessian_II is None else known.hessian_II
+        return {
+            "importance_I": importance_I,
+            "hessian_II": torch.diag(importance_I) if name == "embed" else hessian_II,
+        }
+
+
+def _learned_together(
+    chosen: Mapping[str, Choice], num_layers: int
+) -> dict[int, list[tuple[BlockTechnique, dict[str, Choice]]]]:
+    """For each layer the techniques that learn, with the matrices they learn together."""
+    found: dict[int, dict[Any, dict[str, Choice]]] = defaultdict(lambda: defaultdict(dict))
+    for name, choice in chosen.items():
+        block = block_of(name, num_layers)
+        if learns(choice.method) and 0 < block <= num_layers:
+            found[block][choice.method][name] = choice
+    return {block: list(by_method.items()) for block, by_method in found.items()}
