@@ -69,6 +69,12 @@ class Constraint:
         masked_V += logits_V
         return masked_V
 
+    def try_accept(self, token: int) -> bool:
+        """The token that was drawn, if the form allows it. It takes a look at one token where `allow` looks at all."""
+        accepted: int = self._matcher.try_consume_tokens([token])
+        self._check()
+        return accepted == 1
+
     def accept(self, token: int) -> None:
         """The token that was drawn."""
         self._matcher.consume_token(token)

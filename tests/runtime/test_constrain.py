@@ -110,3 +110,44 @@ def test_speculation_does_not_change_an_answer_with_a_form(vocabulary, byte_toke
             answers.append("".join(generate(session, byte_tokenizer, [5, 6, 7], max_tokens=300, **options)))
     assert answers[0] == answers[1]
     assert re.fullmatch("(ab|abc|b)+[0-9]{0,100}", answers[0])
+
+
+@pytest.mark.parametrize("wish", ["a", "z"])
+def test_a_draw_that_is_allowed_needs_no_mask_and_one_that_is_not_gets_it(
+    vocabulary, byte_tokenizer, wish, monkeypatch
+):
+    sampler = Sampler(constraint=vocabulary.constraint("regex", "[a-y]{3}"))
+    masks = []
+    allow = type(sampler.constraint).allow
+    monkeypatch.setattr(type(sampler.constraint), "allow", lambda self, x: masks.append(1) or allow(self, x))
+    logits = np.zeros(260, np.float32)
+    logits[byte_tokenizer.token_to_id(wish)] = 2
+    logits[byte_tokenizer.token_to_id("y")] = 1
+    said = [sampler(logits, []) for _ in range(3)]
+    assert byte_tokenizer.decode(said) == {"a": "aaa", "z": "yyy"}[wish]
+    assert len(masks) == {"a": 0, "z": 3}[wish]
+    assert sampler(logits, []) == 256  # complete: only the end is allowed
+    assert sampler.constraint._matcher.is_stopped()
+
+
+def test_draws_follow_the_distribution_of_what_is_allowed(vocabulary, byte_tokenizer):
+    """Against the mask's own: each frequency within five standard deviations of its probability."""
+    logits = np.random.default_rng(0).standard_normal(260).astype(np.float32)
+    allowed = vocabulary.constraint("regex", "[a-f]").allow(logits)
+    wanted = np.exp(allowed - allowed.max())
+    wanted /= wanted.sum()
+    count, draws = np.zeros(260), 4000
+    sampler = Sampler(temperature=1.0, seed=1)
+    for _ in range(draws):
+        sampler.constraint = vocabulary.constraint("regex", "[a-f]")
+        count[sampler(logits, [])] += 1
+    assert (np.abs(count / draws - wanted) <= 5 * np.sqrt(wanted * (1 - wanted) / draws)).all()
+
+
+def test_filters_see_only_what_is_allowed(vocabulary, byte_tokenizer):
+    """The one likeliest is refused: with top_k=1 the likeliest of the allowed must come, whatever is drawn."""
+    logits = np.zeros(260, np.float32)
+    logits[byte_tokenizer.token_to_id("z")], logits[byte_tokenizer.token_to_id("c")] = 9, 5
+    for seed in range(5):
+        sampler = Sampler(1.0, top_k=1, seed=seed, constraint=vocabulary.constraint("regex", "[a-f]"))
+        assert byte_tokenizer.decode([sampler(logits, [])]) == "c"
