@@ -1,122 +1,169 @@
-"""penjing and its peers on the same model, in turns, in one run: a Markdown table and JSON.
+"""penjing and its peers on the same model, in turns, in one run on one machine: the table of speeds, Markdown and JSON.
 
-    python scripts/bench.py MODEL.penjing [MORE.penjing …] --peer-python PYTHON [--rounds 5] [-o docs/results/speed.md]
+    python scripts/bench.py --calibration TEXT --held-out TEXT -o docs/results/speed.md
 
-Each round runs every contestant once in a process of its own (A B C A B C …); medians over rounds are quoted, the
-ratio is to llama.cpp's Q4_0. llama.cpp runs the packaged SmolLM2-135M as it is (Q4_1) and rounded to Q4_0 and Q8_0.
-PYTHON is an interpreter that has xllamacpp, so that a peer's packages stay out of penjing's environment.
-A penjing row is refused where the engine's answers do not agree with themselves (`measure/speed.py`).
+Peers run in environments of their own (`make bench` sets them up). Which file of ours stands beside which of
+llama.cpp's is chosen by measuring perplexity. No speed is printed of a file whose answers were not checked in the run.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import platform
 import statistics
-import subprocess
 import sys
-import tempfile
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from penjing.checkpoint import open_checkpoint
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from bench_quality import read_texts
+from speed.check import TEXT, check_packed, check_said
+from speed.contest import HERE, PEERS, Round, contest, process
+from speed.models import (
+    EIGHT_BITS,
+    PARENT,
+    Files,
+    judge,
+    judge_packed,
+    make_as_good,
+    make_eight_bits,
+    make_ggufs,
+    make_openvino,
+)
+from speed.page import page
+from speed.rows import rows
+
+from penjing.checkpoint import Checkpoint, open_checkpoint
+from penjing.data import python_docs
+from penjing.data.text import Windows, check_disjoint, split
 from penjing.evidence import device
-from penjing.measure.speed import speed
+from penjing.measure import fresh
+from penjing.measure.compare import WINDOW, held_out_windows
+from penjing.measure.memory import measure_memory
+from penjing.measure.probe import probe
 from penjing.runtime import binding
 
-PEERS = Path(__file__).parent / "peers"
-QUANTITIES = ("prefill_tokens_per_s", "decode_tokens_per_s")
-Round = Callable[[], dict[str, float]]
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
-def llamacpp(python: str, model: Path, threads: int) -> Round:
-    command = [python, str(PEERS / "llamacpp.py"), str(model), "--threads", str(threads)]
-
-    def run() -> dict[str, float]:
-        done = subprocess.run(command, check=True, capture_output=True, text=True)
-        found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-        return found
-
-    return run
-
-
-def penjing(model: Path, threads: int) -> Round:
-    def run() -> dict[str, float]:
-        found = speed(model, threads=threads, repeats=1).to_json()
-        return {name: found[name] for name in (*QUANTITIES, "decode_limit_fraction")}
-
-    return run
+def texts(asked: argparse.Namespace, parent: Checkpoint) -> tuple[Windows, Windows]:
+    """Calibration and held-out windows: of the texts given where they are there, else of Python's documentation."""
+    if asked.calibration and asked.calibration.exists() and asked.held_out.exists():
+        corpora = read_texts(asked.calibration), read_texts(asked.held_out)
+    else:
+        asked.held_out = Path("python-docs")
+        corpora = split(python_docs.corpus())
+    calibration = held_out_windows(parent, corpora[0], WINDOW, asked.calibration_windows)
+    held_out = held_out_windows(parent, corpora[1], WINDOW, asked.windows)
+    check_disjoint(calibration, held_out)
+    return calibration, held_out
 
 
-def contest(contestants: dict[str, Round], rounds: int) -> dict[str, dict[str, float]]:
-    """Medians of every quantity of every contestant, and the spread of its decode speed (interquartile / median)."""
-    samples: dict[str, list[dict[str, float]]] = {name: [] for name in contestants}
-    for index in range(rounds):
-        for name, run in contestants.items():
-            samples[name].append(run())
-            print(f"round {index + 1}: {name}: {samples[name][-1]}", file=sys.stderr)
-    found = {}
-    for name, runs in samples.items():
-        found[name] = {key: statistics.median(run[key] for run in runs) for key in runs[0]}
-        low, middle, high = statistics.quantiles([run["decode_tokens_per_s"] for run in runs], n=4, method="inclusive")
-        found[name]["spread"] = (high - low) / middle
+def contestants(files: Files, asked: argparse.Namespace, together: str) -> dict[str, Round]:
+    """Peers and ours, alternating sides as far as there are as many. `together`: who shows what 8 sequences gain."""
+    common = ["--threads", str(asked.threads), "--prompts", asked.prompts, "--decode", str(asked.decode)]
+    found = {
+        name: process([asked.llamacpp_python, PEERS / "llamacpp.py", path, *common, "--say", TEXT])
+        for name, path in files.ggufs.items()
+    }
+    if files.openvino:
+        command = [asked.openvino_python, PEERS / "openvino_genai.py", files.openvino, *common, "--say", TEXT]
+        found["OpenVINO int8"] = process(command)
+    for name, path in files.ours.items():
+        sequences = ["--sequences", "8" if name == together else "1"]
+        found[f"penjing {name}"] = process([sys.executable, HERE / "engine.py", path, *common, *sequences])
     return found
 
 
-def table(rows: dict[str, dict[str, float]], sizes: dict[str, int], baseline: str) -> str:
-    lines = [
-        "| model | MB | prefill tok/s | × | decode tok/s | × | spread | of read limit |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
-    ]
-    for name, row in rows.items():
-        prefill, decode = (row[quantity] for quantity in QUANTITIES)
-        ratios = [row[quantity] / rows[baseline][quantity] for quantity in QUANTITIES]
-        limit = f"{row['decode_limit_fraction']:.0%}" if "decode_limit_fraction" in row else ""
-        lines.append(
-            f"| {name} | {sizes[name] / 1e6:.1f} | {prefill:.0f} | {ratios[0]:.2f} "
-            f"| {decode:.0f} | {ratios[1]:.2f} | {row['spread']:.0%} | {limit} |"
-        )
-    return "\n".join(lines) + "\n"
+def check_answers(files: Files, found: dict[str, dict[str, Any]], eight_bits: Path) -> None:
+    for name, path in files.ggufs.items():
+        check_said(name, found[name].pop("said"), open_checkpoint(path))
+    if files.openvino:
+        check_said("OpenVINO int8", found["OpenVINO int8"].pop("said"), open_checkpoint(eight_bits))
 
 
-def peer_models(folder: Path) -> dict[str, Path]:
-    packaged = open_checkpoint("smollm2-135m").path
-    models = {"llama.cpp Q4_1 (packaged)": packaged}
-    for kind in ("Q4_0", "Q8_0"):
-        models[f"llama.cpp {kind}"] = folder / f"{kind}.gguf"
-        command = [sys.executable, str(PEERS / "gguf_copy.py"), str(packaged), str(folder / f"{kind}.gguf"), kind]
-        subprocess.run(command, check=True)
-    return models
+def fresh_numbers(path: Path, wheel: Path | None) -> dict[str, Any]:
+    times = []
+    for _ in range(5):
+        start = time.perf_counter()
+        fresh.run("first-token", str(path))
+        times.append(time.perf_counter() - start)
+    built = wheel if wheel and wheel.is_file() else None
+    return {
+        "over_file_mb": measure_memory(path).over_file_bytes / 1e6,
+        "first_token_s": statistics.median(times),
+        "wheel_mb": built.stat().st_size / 1e6 if built else None,
+        "wheel_note": built.name if built else "make wheel first",
+    }
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("models", nargs="+", type=Path)
-    parser.add_argument("--peer-python", required=True)
+def make(asked: argparse.Namespace, files: Files) -> tuple[dict[str, str], Path]:
+    """All files, judged; llama.cpp's type to our file that is as good, and the folder of 8-bit weights."""
+    asked.folder.mkdir(parents=True, exist_ok=True)
+    parent = open_checkpoint(asked.model)
+    calibration, held_out = texts(asked, parent)
+    make_ggufs(files, parent, asked.folder, asked.llamacpp_python)
+    eight_bits = make_eight_bits(files, parent, asked.folder)
+    make_openvino(files, asked.folder, asked.openvino_python, eight_bits)
+    judge(files, parent, held_out, say)
+    files.perplexity[EIGHT_BITS] = judge_packed(files.ours[EIGHT_BITS], held_out)
+    sizes = [int(float(size) * 1e6) for size in asked.sizes.split(",")]
+    chosen = make_as_good(files, parent, asked.folder, calibration, held_out, sizes, say)
+    files.ours = {name: path for name, path in files.ours.items() if name in {EIGHT_BITS, *chosen.values()}}
+    return chosen, eight_bits
+
+
+def arguments() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default=PARENT, help="the parent of all files")
+    parser.add_argument("--calibration", type=Path, help="text files; without them: Python's documentation, split")
+    parser.add_argument("--held-out", type=Path)
+    parser.add_argument("--llamacpp-python", type=Path, required=True, help="has xllamacpp and llama-cpp-python")
+    parser.add_argument("--openvino-python", type=Path, required=True, help="has optimum-intel and openvino-genai")
+    parser.add_argument("--folder", type=Path, default=Path("build/speed"), help="where files are made and kept")
+    parser.add_argument("--sizes", default="68,72,76,80,84,88,94", help="of our files, MB, rising")
+    parser.add_argument("--windows", type=int, default=8, help=f"held-out windows of {WINDOW} tokens")
+    parser.add_argument("--calibration-windows", type=int, default=12)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--prompts", default="512,2048")
+    parser.add_argument("--decode", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--wheel", type=Path)
     parser.add_argument("-o", "--out", type=Path, help="Markdown; JSON goes beside it")
-    options = parser.parse_args(arguments)
-    with tempfile.TemporaryDirectory() as folder:
-        peers = peer_models(Path(folder))
-        files = peers | {f"penjing {path.stem}": path for path in options.models}
-        contestants = {name: llamacpp(options.peer_python, path, options.threads) for name, path in peers.items()}
-        contestants |= {f"penjing {path.stem}": penjing(path, options.threads) for path in options.models}
-        sizes = {name: path.stat().st_size for name, path in files.items()}
-        rows = contest(contestants, options.rounds)
-    text = table(rows, sizes, "llama.cpp Q4_0")
+    return parser
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    asked = arguments().parse_args(words)
+    files = Files()
+    chosen, eight_bits = make(asked, files)
+    best = chosen.get("llama.cpp Q4_0") or chosen.get("llama.cpp Q4_K_M") or EIGHT_BITS
+    errors = {f"penjing {name}": check_packed(path) for name, path in files.ours.items()}
+    found = contest(contestants(files, asked, best), asked.rounds, say)
+    check_answers(files, found, eight_bits)
+    ours = {name: f"penjing {name}" for name in files.ours}
+    peers = [name for name in found if name not in ours.values()]
+    new = fresh_numbers(files.ours[best], asked.wheel)
+    table = rows(found, {peer: ours[name] for peer, name in chosen.items()}, ours[EIGHT_BITS], peers, new)
+    paths = files.ggufs | {ours[name]: path for name, path in files.ours.items()}
+    record = {
+        "device": device(binding.isa()), "limits": probe(threads=asked.threads).to_json(), "threads": asked.threads,
+        "rounds": asked.rounds, "decode": asked.decode, "held_out": f"{asked.held_out.name}, {asked.windows} windows",
+        "found": found, "bytes": {name: path.stat().st_size for name, path in paths.items()},
+        "perplexity": {ours.get(name, name): value for name, value in files.perplexity.items()},
+        "distance_from_reference": errors, "missing": files.missing, "rows": [row.to_json() for row in table],
+    }  # fmt: skip
+    text = page(record, table)
     print(text)
-    if options.out is not None:
-        machine = device(binding.isa())
-        note = (
-            f"SmolLM2-135M, prompt of 512, 128 tokens decoded, {options.threads} threads, medians of {options.rounds} "
-            f"rounds in turns.\n{machine['cpu']}, kernels {machine['isa']}, Python {platform.python_version()}.\n"
-        )
-        options.out.write_text(f"# Speed beside llama.cpp\n\n{note}\n{text}", encoding="utf-8")
-        record: dict[str, Any] = {"device": machine, "rows": rows, "bytes": sizes}
-        options.out.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    if asked.out is not None:
+        asked.out.parent.mkdir(parents=True, exist_ok=True)
+        asked.out.write_text(text, encoding="utf-8")
+        asked.out.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
