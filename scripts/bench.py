@@ -72,7 +72,7 @@ def contestants(files: Files, asked: argparse.Namespace, together: str) -> dict[
         for name, path in files.ggufs.items()
     }
     if files.openvino:
-        command = [asked.openvino_python, PEERS / "openvino_genai.py", files.openvino, *common, "--say", TEXT]
+        command = [asked.openvino_python, PEERS / "openvino_llm.py", files.openvino, *common, "--say", TEXT]
         found["OpenVINO int8"] = process(command)
     for name, path in files.ours.items():
         sequences = ["--sequences", "8" if name == together else "1"]

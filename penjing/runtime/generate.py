@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from penjing.errors import PenjingError
+from penjing.runtime.binding import CANCELLED, EngineError
 from penjing.runtime.sampling import Sampler
 from penjing.runtime.speculate import Speculation
 
@@ -41,6 +42,7 @@ class Decoder(Protocol):
     def length(self) -> int: ...
     def forward(self, tokens: Sequence[int], num_logits: int = 1) -> NDArray[np.float32]: ...
     def truncate(self, length: int) -> None: ...
+    def cancel(self) -> None: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +50,7 @@ class Result:
     """How a generation ended.
 
     reason: eos (the model said so), stop (a stop string), length (max_tokens), context (no room left),
-    cancelled (the reader went away). cached_tokens: of the prompt, still in the session from before.
+    cancelled (it was, or the reader went away). cached_tokens: of the prompt, still in the session from before.
     """
 
     reason: StopReason
@@ -162,6 +164,11 @@ class Generation(Iterator[str]):
     def __next__(self) -> str:
         return next(self._pieces)
 
+    def cancel(self) -> None:
+        """From any thread: the text ends within the token under way."""
+        self._run.cancelled = True  # first: a forward that has just ended sees it before the next begins
+        self._run.session.cancel()
+
     def close(self) -> None:
         """Stop now. What the session holds stays known, so that the next prompt can build on it."""
         self._pieces.close()
@@ -228,6 +235,7 @@ class _Run:
     speculate: bool
     after_prompt: Callable[[int], None] | None
     clock: Callable[[], float]
+    cancelled: bool = False
     result: Result | None = None
 
     def pieces(self) -> Generator[str]:
@@ -262,6 +270,9 @@ class _Run:
             reason = "stop" if self.stops.found else reason
             if rest := rest + self.stops.flush():
                 yield rest
+        except EngineError as error:
+            if not (self.cancelled and error.status == CANCELLED):
+                raise
         finally:  # also when the reader goes away, or Ctrl-C comes
             self.result = Result(
                 reason=reason or "cancelled",
@@ -273,6 +284,8 @@ class _Run:
             )
 
     def _end(self, drawn: list[int]) -> StopReason | None:
+        if self.cancelled:
+            return "cancelled"
         if drawn[-1] in self.eos:
             return "eos"
         if self.stops.found:
@@ -297,6 +310,8 @@ class _Run:
     def _feed(self, tokens: list[int]) -> NDArray[np.float32]:
         """Append at least one token, in blocks; logits_V after the last."""
         for begin in range(0, len(tokens), PREFILL_BLOCK):
+            if self.cancelled:
+                raise EngineError(CANCELLED, "cancelled", where="generate")
             block = tokens[begin : begin + PREFILL_BLOCK]
             last = begin + len(block) == len(tokens)
             logits = self.session.forward(block, num_logits=int(last))

@@ -14,7 +14,8 @@ from penjing.measure import torch_decoder
 from penjing.runtime.reference import Decoder
 from penjing.runtime.session import Session
 
-TEXT = "The capital of France is"
+#: its next word is beyond doubt: where two are as likely, rounding of activations decides, differently in each engine
+TEXT = "One, two, three, four, five, six, seven, eight. One, two, three, four, five,"
 
 
 def check_packed(path: Path) -> float:

@@ -35,6 +35,9 @@ class Script:
         assert 0 <= length <= len(self.tokens)
         del self.tokens[length:]
 
+    def cancel(self) -> None:
+        """Nothing is ever under way."""
+
     def forward(self, tokens, num_logits: int = 1) -> np.ndarray:
         assert len(self.tokens) + len(tokens) <= self.context
         self.blocks.append(len(tokens))

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
+import threading
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from runtime.random_models import BASE, Tiny
 from tokenizers import Tokenizer, decoders, models, normalizers
 
 from penjing.errors import PenjingError
@@ -228,3 +232,40 @@ def test_the_sampler_sees_prompt_and_answer(say, byte_tokenizer):
 
     "".join(say("bc", sampler=Recording())[0])
     assert seen == ["a", "ab", "abc"]
+
+
+@pytest.mark.parametrize("speculate", [False, True])
+def test_a_cancel_ends_the_text_within_one_token(byte_tokenizer, script_session, speculate):
+    session = script_session(byte_tokenizer.encode("words without end, ").ids, 300)
+    generation = generate(session, byte_tokenizer, [1, 2, 3], max_tokens=100, speculate=speculate, clock=lambda: 0.0)
+    for _ in range(5):
+        next(generation)
+    before = len(session.blocks)
+    generation.cancel()
+    assert len("".join(generation)) <= 1
+    assert len(session.blocks) <= before + 1
+    assert generation.result.reason == "cancelled"
+    assert len(generation.result.tokens) <= 6
+
+
+def test_a_cancel_from_another_thread_ends_it_whatever_is_under_way(byte_tokenizer):
+    """Times when the engine works and times when it does not: no cancel is lost, and the session stays usable."""
+    tiny = Tiny(dataclasses.replace(BASE, vocab_size=257))
+    expected = "".join(tiny_text(tiny, byte_tokenizer))
+    with tiny.session(context=400, threads=2) as session:
+        for delay in np.linspace(0, 0.01, 20):
+            session.truncate(0)
+            generation = generate(session, byte_tokenizer, list(range(200)), max_tokens=200)
+            timer = threading.Timer(delay, generation.cancel)
+            timer.start()
+            text = "".join(generation)
+            timer.join()
+            assert expected.startswith(text)
+            assert generation.result.reason in ("cancelled", "length")
+        assert generation.result.reason == "cancelled"  # a hundredth of a second is never enough for 200 tokens
+        assert "".join(generate(session, byte_tokenizer, list(range(200)), max_tokens=200)) == expected
+
+
+def tiny_text(tiny, tokenizer):
+    with tiny.session(context=400) as session:
+        yield from generate(session, tokenizer, list(range(200)), max_tokens=200)

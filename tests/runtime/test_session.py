@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import os
 import threading
 import time
@@ -394,3 +395,25 @@ def test_a_real_model_tells_the_same_story_as_the_reference():
             story.append(int(exact.argmax()))
             logits = session.forward(story[-1:])
     assert len(set(story)) > 30  # a story, not one word again and again
+
+
+def test_a_thousand_openings_leave_nothing_behind():
+    """LeakSanitizer counts the engine's bytes (csrc/tests/test_engine.cpp); here those of the binding are seen."""
+    tiny = Tiny(BASE, codes_layout(4, 8))
+
+    def open_and_close(times):
+        for _ in range(times):
+            with tiny.session(context=16) as session:
+                session.forward([1])
+
+    def resident():
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    open_and_close(100)  # allocators take what they keep
+    gc.collect()
+    before = resident()
+    with tiny.session(context=16) as session:
+        at_least = session.nbytes  # what one leaked session would hold, at the least where it is touched
+    open_and_close(1000)
+    gc.collect()
+    assert resident() - before < 20 * at_least

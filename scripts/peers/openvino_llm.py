@@ -3,7 +3,7 @@
 In an environment of its own, because it pins other versions of torch and transformers:
 pip install "optimum-intel[openvino]" openvino-genai
 optimum-cli export openvino -m FOLDER --task text-generation-with-past --weight-format int8 OUT
-python scripts/peers/openvino_genai.py OUT --threads 2 --prompts 512,2048 --say "The capital of France is"
+python scripts/peers/openvino_llm.py OUT --threads 2 --prompts 512,2048 --say "The capital of France is"
 """
 
 from __future__ import annotations
