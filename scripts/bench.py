@@ -112,7 +112,7 @@ def make(asked: argparse.Namespace, files: Files) -> tuple[dict[str, str], Path]
     make_openvino(files, asked.folder, asked.openvino_python, eight_bits)
     judge(files, parent, held_out, say)
     files.perplexity[EIGHT_BITS] = judge_packed(files.ours[EIGHT_BITS], held_out)
-    sizes = [int(float(size) * 1e6) for size in asked.sizes.split(",")]
+    sizes = [int(float(size) * 1e6) for size in asked.sizes.split(",") if size]
     chosen = make_as_good(files, parent, asked.folder, calibration, held_out, sizes, say)
     files.ours = {name: path for name, path in files.ours.items() if name in {EIGHT_BITS, *chosen.values()}}
     return chosen, eight_bits
