@@ -11,13 +11,14 @@ SEEDS := build/seeds
 FUZZ_SECONDS ?= 60
 PEERS := .venv-peers
 QUANTIZERS := .venv-quantizers
+TRAINERS := .venv-peers-train
 OPENVINO := .venv-openvino
 DEMO := demo/smollm2-python.penjing
 QUESTION ?= What does the zip function do in Python?
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: help setup demo test lint format docs csrc-test tsan-test fuzz isa-test aarch64-test edge wheel wheel-test \
-  bench bench-all bench-engine bench-kernels bench-quality clean
+  bench bench-all bench-engine bench-kernels bench-quality bench-train clean
 
 help: ## These lines
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -106,7 +107,7 @@ bench: $(STAMP) $(PEERS)/.installed $(OPENVINO)/.installed wheel ## The table of
 	  --llamacpp-python $(PEERS)/bin/python --openvino-python $(OPENVINO)/bin/python --wheel dist/*.whl \
 	  $(BENCH) -o docs/results/speed.md
 
-bench-all: bench bench-engine bench-kernels bench-quality ## All benches
+bench-all: bench bench-engine bench-kernels bench-quality bench-train ## All benches
 
 $(DEMO):
 	$(MAKE) demo
@@ -129,6 +130,15 @@ $(OPENVINO)/.installed:
 	$(PYTHON) -m venv $(OPENVINO)
 	-$(OPENVINO)/bin/python -m pip install --quiet torch==2.13.0 'optimum-intel[openvino]' openvino-genai
 	@touch $@
+
+$(TRAINERS)/.installed:
+	$(PYTHON) -m venv $(TRAINERS)
+	$(TRAINERS)/bin/python -m pip install --quiet torch==2.13.0 'transformers>=5.0,<6' 'peft>=0.18'
+	@touch $@
+
+bench-train: $(STAMP) $(TRAINERS)/.installed ## Training beside transformers + peft, in turns; needs ../shared/data
+	$(BIN)/python scripts/bench_train.py --peer-python $(TRAINERS)/bin/python \
+	  --text ../shared/data/web_and_wiki/c4_demo.jsonl ../shared/data/web_and_wiki/wiki_demo.txt -o docs/results/train.md
 
 bench-kernels: $(STAMP) ## Each kernel against what this machine can do
 	$(CMAKE) -B build/bench

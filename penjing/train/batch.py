@@ -71,6 +71,10 @@ class Batch:
         """Some of the rows, as a batch."""
         return self._of(lambda part: part[start:stop])
 
+    def take(self, index_B: Tensor) -> Batch:
+        """Copies of rows, as a batch."""
+        return self._of(lambda part: part[index_B])
+
     def _of(self, change: Callable[[Tensor], Tensor]) -> Batch:
         label_BD = None if self.label_BD is None else change(self.label_BD)
         token_BT, position_BT = change(self.token_BT), change(self.position_BT)

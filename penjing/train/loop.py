@@ -23,7 +23,9 @@ from penjing.train import health, optimizers, precision, state
 from penjing.train.attention import attending
 from penjing.train.batch import Batch, Batches
 from penjing.train.forward import unwrapped
+from penjing.train.fused import fused
 from penjing.train.objectives import Loss
+from penjing.train.parallel import Processes, Way, like, local
 
 Progress = Callable[[str, int, int], None]
 
@@ -37,9 +39,11 @@ class Settings:
     """steps: of the optimizer. warmup: fraction of training. schedule: constant, linear or cosine.
 
     precision: f32, bf16 (products in bfloat16, sums and trained weights in float32), or auto: what is faster here.
-    micro_tokens: a batch goes through the model in pieces of about so many tokens, to save memory.
+    micro_tokens: a batch goes through the model in pieces of about so many tokens; 0: 512 where few parameters are
+    trained, which saves activations, else 2048, since every piece adds to all gradients.
     evaluate_every: steps between validations; patience: stop after so many without a better one.
     minutes: stop by time, the learning rate falling with it. checkpointing: recompute layers to save memory.
+    parallel: what several processes share, if there are several: rows (ddp), also weights (fsdp), or matrices (tensor).
     """
 
     steps: int
@@ -51,13 +55,14 @@ class Settings:
     seed: int = 0
     precision: str = "auto"
     optimizer: str = "adamw"
-    micro_tokens: int = 2048
+    micro_tokens: int = 0
     checkpointing: bool = False
     evaluate_every: int = 0
     patience: int = 0
     save_every_s: float = 120.0
     minutes: float | None = None
     device: str = "cpu"
+    parallel: Way = "ddp"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,11 +164,16 @@ class _Run:
         self.parameters: dict[str, nn.Parameter] = {n: p for n, p in model.named_parameters() if p.requires_grad}
         if not self.parameters:
             raise PenjingError("nothing to train", attempt="parameters with requires_grad")
+        trained = sum(p.numel() for p in self.parameters.values())
+        few = trained < 0.1 * sum(p.numel() for p in model.parameters())
+        self.micro_tokens = 512 if few else 2048
+        self.processes = Processes(settings.parallel, settings.device)
         self.state_file, self.best_file = folder / "state.safetensors", folder / "best.safetensors"
 
     def prepared(self) -> ExitStack:
         """Everything that is only so while training lasts."""
         settings, stack = self.settings, ExitStack()
+        stack.enter_context(self.processes.started())
         before = self._read_record()
         self.before = state.digest_all(self.model.named_parameters())
         chosen = before["precision"] if before else precision.choose(settings.precision, settings.device)
@@ -171,12 +181,17 @@ class _Run:
         was_training, inner = self.model.training, unwrapped(self.model)
         stack.callback(self.model.train, was_training)
         self.model.to(settings.device)
-        stack.enter_context(precision.frozen_held_in(chosen, self.model, self.folder / "frozen.safetensors"))
+        held = "f32" if self.processes.splits_weights else chosen  # FSDP wants one type
+        spill = self.folder / f"frozen-{self.processes.rank}.safetensors"
+        stack.enter_context(precision.frozen_held_in(held, self.model, spill))
         self.frozen = state.digest_all(self._frozen())
         stack.enter_context(attending(inner.base_model))
+        stack.enter_context(fused(self.model))
         if settings.checkpointing:
             inner.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
             stack.callback(inner.gradient_checkpointing_disable)
+        self.run_on = self.processes.wrap(self.model)
+        self.parameters = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
         self.optimizer = optimizers.optimizer(settings.optimizer, self.parameters, settings.weight_decay)
         return stack
 
@@ -195,7 +210,8 @@ class _Run:
         others, _ = state.load_tensors(self.state_file, weights)
         for name, tensor in others.items():
             kind, _, parameter = name.partition(":")
-            self.optimizer.state[self.parameters[parameter]][kind] = tensor
+            weight = self.parameters[parameter]
+            self.optimizer.state[weight][kind] = like(tensor, weight)
         self.record = _Record(**before)
 
     def steps(self) -> None:
@@ -208,13 +224,13 @@ class _Run:
             record.step += 1
             record.tokens += tokens
             now = time.monotonic()
-            record.seconds = now - started
+            record.seconds = self.processes.same(now - started)
             record.curve[-1]["tokens_per_s"] = tokens / (now - begin)
             if self.settings.evaluate_every and record.step % self.settings.evaluate_every == 0:
                 self._validate_at(record.step)
             record.stopped_by = self._stopped_by()
             self._tell()
-            if time.monotonic() - saved > self.settings.save_every_s:
+            if self.processes.same(time.monotonic() - saved) > self.settings.save_every_s:
                 self._save()
                 saved = time.monotonic()
 
@@ -224,32 +240,47 @@ class _Run:
         batches = self.batches.at(step)
         self.hooks[0](step)
         self.model.train()
-        torch.manual_seed(settings.seed * 1_000_003 + step)  # dropout of this step, whoever runs it
-        total, count, tokens = 0.0, 0.0, 0
-        for piece in _pieces(batches, settings.micro_tokens):
-            with precision.autocast(self.record.precision, settings.device):
-                loss = self.objective(self.model, piece.to(settings.device))
-            if loss.count:
-                loss.total.backward()  # type: ignore[no-untyped-call]
-            total, count, tokens = total + float(loss.total.detach()), count + loss.count, tokens + piece.num_tokens
-        self._update(step, total, count)
+        torch.manual_seed((settings.seed * 1_000_003 + step) * 1009 + self.processes.rank)  # dropout of this step
+        total, count = 0.0, 0.0
+        mine = [self.processes.share(batch) for batch in batches]
+        pieces = _pieces(mine, settings.micro_tokens or self.micro_tokens)
+        for number, piece in enumerate(pieces, start=1):
+            with self.processes.without_exchange(last=number == len(pieces)):
+                loss = self._backward(piece)
+            total, count = total + float(loss.total), count + loss.count
+        self._update(step, *self.processes.sum(total, count))
         self.hooks[1](step)
         self.optimizer.zero_grad(set_to_none=True)
-        return tokens
+        return sum(batch.num_tokens for batch in batches)
+
+    def _backward(self, piece: Batch) -> Loss:
+        counts: list[float] = []
+
+        def work(model: Any) -> Tensor:
+            loss = self.objective(model, piece.to(self.settings.device))
+            counts.append(loss.count)
+            return loss.total
+
+        with precision.autocast(self.record.precision, self.settings.device):
+            total: Tensor = self.run_on(work)
+        if total.requires_grad:
+            total.backward()  # type: ignore[no-untyped-call]
+        return Loss(total.detach(), counts[0])
 
     def _update(self, step: int, total: float, count: float) -> None:
         grads = {name: p.grad for name, p in self.parameters.items() if p.grad is not None}
         if not count or not grads:
             raise PenjingError("a step without anything to learn from", where=f"step {step}", attempt="more targets")
-        norm = float(nn.utils.get_total_norm(grads.values())) / count
+        factor = self.processes.gradient_factor() / count
+        norm = self.processes.norm(grads) * factor
         loss = total / count
         try:
             health.check_step(step, loss, norm, self.record.curve)
         except PenjingError:
             self._save()
             raise
-        factor = min(1.0, self.settings.max_grad_norm / max(norm, 1e-12)) / count
-        torch._foreach_mul_(list(grads.values()), factor)
+        factor *= min(1.0, self.settings.max_grad_norm / max(norm, 1e-12))
+        torch._foreach_mul_([local(grad) for grad in grads.values()], factor)
         rate = self._learning_rate(step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -280,11 +311,12 @@ class _Run:
         self.report("validating", self.record.step, self.settings.steps)
         self.model.eval()
         with torch.no_grad(), precision.autocast(self.record.precision, self.settings.device):
-            loss = self.validate(self.model)
+            loss = self.run_on(self.validate)
         self.record.validation.append({"step": step, "loss": loss})
         if step and self.record.best_step == step:
             weights = {name: p.data for name, p in self.parameters.items()}
-            state.save_tensors(self.best_file, weights, {"step": step, "loss": loss})
+            state.save_tensors(self.best_file, weights, {"step": step, "loss": loss}, write=self.processes.first)
+            self.processes.wait()
 
     def finish(self) -> None:
         """Judge what training did, and leave the best weights in the model."""
@@ -320,7 +352,8 @@ class _Run:
         for name, parameter in self.parameters.items():
             for kind, value in self.optimizer.state[parameter].items():
                 tensors[f"{kind}:{name}"] = torch.as_tensor(value)
-        state.save_tensors(self.state_file, tensors, asdict(self.record))
+        state.save_tensors(self.state_file, tensors, asdict(self.record), write=self.processes.first)
+        self.processes.wait()
 
     def _read_record(self) -> dict[str, Any] | None:
         return state.read_record(self.state_file) if self.state_file.exists() else None
@@ -331,7 +364,7 @@ class _Run:
         kind = type(self.objective)
         values = vars(self.objective) if hasattr(self.objective, "__dict__") else {}
         simple = {name: value for name, value in values.items() if isinstance(value, int | float | str | bool)}
-        settings = {n: v for n, v in asdict(self.settings).items() if n not in ("device", "save_every_s")}
+        settings = {n: v for n, v in asdict(self.settings).items() if n not in ("device", "parallel", "save_every_s")}
         return {
             "data": self.batches.digest,
             "weights at the beginning": model,

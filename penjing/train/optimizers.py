@@ -21,10 +21,12 @@ def optimizer(name: str, parameters: Mapping[str, nn.Parameter], weight_decay: f
     `adafactor` keeps one row and one column of second moments a matrix and no first moment (arXiv:1804.04235): next to
     no memory beside the weights.
     """
-    matrices = [p for p in parameters.values() if p.ndim > 1]
-    vectors = [p for p in parameters.values() if p.ndim <= 1]
-    groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-    groups = [group for group in groups if group["params"]]
+    kinds: dict[tuple[bool, type], list[nn.Parameter]] = {}
+    for parameter in parameters.values():  # one group cannot hold tensors that are spread over processes, and others
+        kinds.setdefault((parameter.ndim > 1, type(parameter.data)), []).append(parameter)
+    groups = [
+        {"params": found, "weight_decay": weight_decay if decays else 0.0} for (decays, _), found in kinds.items()
+    ]
     if name == "adamw":
         return torch.optim.AdamW(groups, betas=(0.9, 0.95), fused=True)
     if name == "adafactor":

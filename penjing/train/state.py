@@ -16,6 +16,7 @@ from torch import Tensor
 from penjing.errors import PenjingError
 from penjing.files import os_error
 from penjing.format.safetensors_file import VIEWS, SafetensorsFile, SafetensorsWriter, TensorSpec
+from penjing.train.parallel import full, like
 
 _DTYPES = {
     torch.float32: "F32",
@@ -31,8 +32,15 @@ _OF_NAME = {name: dtype for dtype, name in _DTYPES.items()}
 _RECORD = "record"
 
 
-def save_tensors(path: Path, tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> None:
-    """Write tensors and a JSON record atomically, no tensor copied as a whole if it is on the CPU."""
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], record: Mapping[str, Any], *, write: bool = True) -> None:
+    """Write tensors and a JSON record atomically, one tensor brought to the CPU at a time.
+
+    Where tensors are spread over processes all of them have to call this, and the first one writes (`write`).
+    """
+    if not write:
+        for tensor in tensors.values():
+            full(tensor)
+        return
     specs = {name: TensorSpec(_DTYPES[tensor.dtype], tuple(tensor.shape)) for name, tensor in tensors.items()}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -63,7 +71,7 @@ def load_tensors(path: Path, into: Mapping[str, Tensor] | None = None) -> tuple[
                 )
             else:
                 with torch.no_grad():
-                    into[name].copy_(tensor)
+                    into[name].copy_(like(tensor, into[name]))
         return found, _record(file)
 
 
@@ -92,7 +100,7 @@ def _record(file: SafetensorsFile) -> dict[str, Any]:
 
 
 def _bytes(tensor: Tensor) -> NDArray[np.uint8]:
-    flat = tensor.detach().cpu().contiguous().flatten()
+    flat = full(tensor.detach()).cpu().contiguous().flatten()
     found: NDArray[np.uint8] = flat.view(torch.uint8).numpy() if flat.numel() else np.zeros(0, np.uint8)
     return found
 

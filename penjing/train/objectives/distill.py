@@ -48,23 +48,22 @@ class Objective:
             )
         with torch.no_grad():
             teacher_NH = hidden_states(self.teacher, flat)[at_N]
-        soft = forward_kl(teacher_NH, teacher_head, weight_N, self.temperature)
-        both = mixed(soft, cross_entropy(token_N, weight_N), self.hard)
-        total = chunked_loss(hidden_states(model, flat)[at_N], student_head, both)
+        soft = forward_kl(teacher_NH, teacher_head, self.temperature)
+        both = mixed(soft, cross_entropy(token_N), self.hard)
+        total = chunked_loss(hidden_states(model, flat)[at_N], student_head, weight_N, both)
         return Loss(total, float(weight_N.sum()))
 
 
-def forward_kl(teacher_NH: Tensor, teacher_head: Head, weight_N: Tensor, temperature: float = 1.0) -> ChunkLoss:
+def forward_kl(teacher_NH: Tensor, teacher_head: Head, temperature: float = 1.0) -> ChunkLoss:
     teacher_VH = product_weight(teacher_head)
 
     def of_chunk(logit_CV: Tensor, chunk: slice) -> tuple[Tensor, Tensor]:
-        weight_C1 = weight_N[chunk, None]
-        wanted_CV = torch.log_softmax(logits(teacher_NH[chunk], teacher_VH, teacher_head) / temperature, 1)
-        student_CV = torch.log_softmax(logit_CV / temperature, 1)
+        wanted_CV = torch.log_softmax(logits(teacher_NH[chunk], teacher_VH, teacher_head).float() / temperature, 1)
+        student_CV = torch.log_softmax(logit_CV.float() / temperature, 1)
         probability_CV = wanted_CV.exp()
-        kl_C1 = (probability_CV * wanted_CV.sub_(student_CV)).sum(1, keepdim=True)
-        loss = (kl_C1 * weight_C1).sum() * temperature**2
-        return loss, student_CV.exp_().sub_(probability_CV).mul_(weight_C1 * temperature)
+        loss_C = torch.linalg.vecdot(probability_CV, wanted_CV.sub_(student_CV)) * temperature**2
+        grad_CV = student_CV.exp_().sub_(probability_CV)
+        return loss_C, grad_CV if temperature == 1 else grad_CV.mul_(temperature)
 
     return of_chunk
 
@@ -75,8 +74,8 @@ def mixed(soft: ChunkLoss, hard: ChunkLoss, share: float) -> ChunkLoss:
         return soft
 
     def of_chunk(logit_CV: Tensor, chunk: slice) -> tuple[Tensor, Tensor]:
-        soft_loss, soft_CV = soft(logit_CV, chunk)
-        hard_loss, hard_CV = hard(logit_CV, chunk)  # overwrites the logits, so it comes last
-        return torch.lerp(soft_loss, hard_loss, share), soft_CV.lerp_(hard_CV, share)
+        soft_C, soft_CV = soft(logit_CV, chunk)
+        hard_C, hard_CV = hard(logit_CV, chunk)
+        return soft_C.lerp_(hard_C, share), soft_CV.lerp_(hard_CV, share)
 
     return of_chunk

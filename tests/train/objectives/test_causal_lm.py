@@ -35,7 +35,7 @@ def model_of(kind: str):
 @pytest.mark.parametrize("chunk", [1, 3, 1 << 20])
 @pytest.mark.parametrize("kind", KINDS)
 def test_loss_and_gradients_are_those_of_transformers(kind, chunk, monkeypatch):
-    monkeypatch.setattr(vocabulary, "CHUNK_LOGITS", chunk * CONFIG["vocab_size"])
+    monkeypatch.setattr(vocabulary, "CHUNK_BYTES", 4 * chunk * CONFIG["vocab_size"])
     model = model_of(kind)
     token_BT = torch.randint(67, (3, 11), generator=torch.Generator().manual_seed(1))
     found = Objective()(model, stack([pack([document(row.numpy(), answer_from=4)]) for row in token_BT]))

@@ -21,7 +21,7 @@ def model_of(seed: int, vocab_size: int = 67, hidden_size: int = 24):
 
 @pytest.mark.parametrize(("temperature", "hard"), [(1.0, 0.0), (2.0, 0.0), (0.5, 0.25), (3.0, 1.0)])
 def test_loss_and_gradients_are_the_textbooks(temperature, hard, monkeypatch):
-    monkeypatch.setattr(vocabulary, "CHUNK_LOGITS", 2 * 67)
+    monkeypatch.setattr(vocabulary, "CHUNK_BYTES", 4 * 2 * 67)
     student, teacher = model_of(0), model_of(1, hidden_size=32)
     token_1T = torch.randint(67, (1, 9), generator=torch.Generator().manual_seed(1))
     found = Objective(teacher=teacher, temperature=temperature, hard=hard)(
@@ -36,7 +36,7 @@ def test_loss_and_gradients_are_the_textbooks(temperature, hard, monkeypatch):
     soft = F.kl_div(F.log_softmax(logit_TV / temperature, dim=-1), wanted_TV, reduction="sum") * temperature**2
     wanted = (1 - hard) * soft + hard * F.cross_entropy(logit_TV, token_1T[0, 1:], reduction="sum")
     wanted.backward()
-    assert float(found.total) == pytest.approx(float(wanted), rel=1e-5)
+    assert found.total.item() == pytest.approx(wanted.item(), rel=1e-5)
     for name, parameter in student.named_parameters():
         scale = float(parameter.grad.abs().max())
         torch.testing.assert_close(grads[name], parameter.grad, rtol=0, atol=1e-4 * scale + 1e-9, msg=name)
@@ -48,7 +48,7 @@ def test_a_student_that_is_its_teacher_has_nothing_to_learn():
     found = Objective(teacher=model_of(0))(student, pack([document(range(3, 12))]))
     found.total.backward()
     # probabilities of 67 tokens, each off by a few eps
-    assert abs(float(found.total)) < 8 * 67 * torch.finfo(torch.float32).eps
+    assert abs(found.total.item()) < 8 * 67 * torch.finfo(torch.float32).eps
     assert max(float(p.grad.abs().max()) for p in student.parameters()) < 1e-5
 
 

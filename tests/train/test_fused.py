@@ -1,0 +1,118 @@
+"""Fused layers are the layers they stand for: values and gradients."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import nn
+from train.conftest import make_tiny
+
+from penjing.train.fused import fused, lora_linear, rms_norm, silu_product
+
+
+def random(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)).requires_grad_()
+
+
+def gradients(function, *inputs: torch.Tensor) -> list[torch.Tensor]:
+    """The value and all gradients under some incoming one."""
+    out = function(*inputs)
+    incoming = torch.randn(out.shape, dtype=out.dtype, generator=torch.Generator().manual_seed(9))
+    return [out, *torch.autograd.grad(out, inputs, incoming)]
+
+
+def assert_same(found, wanted, digits: float = 1e-6) -> None:
+    for a, b in zip(found, wanted, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=digits * float(b.abs().max()), check_dtype=False)
+
+
+@pytest.mark.parametrize("shape", [(1, 3), (3, 7), (2, 3, 16)])
+def test_rms_norm(shape):
+    def plain(x, weight):
+        return x * (x.pow(2).mean(-1, keepdim=True) + 1e-5).rsqrt() * weight
+
+    inputs = tuple(x.detach().float().requires_grad_() for x in (random(*shape), random(shape[-1], seed=1)))
+    assert_same(gradients(lambda x, w: rms_norm(x, w, 1e-5), *inputs), gradients(plain, *inputs))
+
+
+def test_silu_product():
+    inputs = random(3, 5), random(3, 5, seed=1)
+    assert_same(gradients(silu_product, *inputs), gradients(lambda g, u: nn.functional.silu(g) * u, *inputs), 1e-12)
+
+
+@pytest.mark.parametrize("biased", [False, True])
+def test_lora_linear(biased):
+    weight_OI, bias_O = random(6, 4, seed=3).detach(), random(6, seed=4).detach() if biased else None
+
+    def plain(x, down, up):
+        return nn.functional.linear(x, weight_OI, bias_O) + 0.5 * (x @ down.T @ up.T)
+
+    inputs = random(2, 3, 4), random(2, 4, seed=1), random(6, 2, seed=2)
+    found = gradients(lambda x, down, up: lora_linear(x, weight_OI, bias_O, down, up, 0.5), *inputs)
+    assert_same(found, gradients(plain, *inputs))  # gradients of adapters are float32
+
+
+def model_gradients(model) -> list[torch.Tensor]:
+    token_BT = torch.randint(100, (2, 9), generator=torch.Generator().manual_seed(0))
+    out = model(token_BT, labels=token_BT)
+    out.loss.backward()
+    found = [out.logits.detach(), *(p.grad for p in model.parameters() if p.requires_grad)]
+    model.zero_grad()
+    return found
+
+
+@pytest.mark.parametrize(
+    ("settings", "layers"),
+    [
+        (None, 5 + 2),
+        ({}, 5 + 2 + 14),
+        ({"use_dora": True}, 5 + 2 + 14),
+        ({"lora_dropout": 0.5}, 5 + 2 + 14),
+        ({"lora_bias": True}, 5 + 2 + 14),
+    ],
+    ids=["full", "lora", "dora", "dropout", "biased"],
+)
+def test_a_model_gives_the_same_with_fused_layers(settings, layers):
+    model = make_tiny()
+    if settings is not None:
+        model = get_peft_model(model, LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False, **settings))
+    torch.manual_seed(1)
+    wanted = model_gradients(model)
+    with fused(model) as count:
+        assert count == layers
+        torch.manual_seed(1)
+        found = model_gradients(model)
+    # float32 through two layers
+    assert_same(found, wanted, 1e-4)
+    assert not any("forward" in vars(module) for module in model.modules())
+
+
+def test_a_norm_that_is_another_one_stays():
+    model = make_tiny()
+
+    class OtherRMSNorm(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight, self.variance_epsilon = nn.Parameter(torch.ones(4)), 1e-6
+
+        def forward(self, x):
+            return x * (x.pow(2).mean(-1, keepdim=True) + 1e-6).rsqrt() * (1 + self.weight)
+
+    model.other = OtherRMSNorm()
+    with fused(model):
+        assert "forward" not in vars(model.other)
+        assert "forward" in vars(model.model.norm)
+
+
+def test_merged_and_disabled_adapters_go_their_own_way():
+    model = get_peft_model(make_tiny(), LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False))
+    token_BT = torch.arange(8)[None]
+    with torch.no_grad(), fused(model):
+        adapted = model(token_BT).logits
+        with model.disable_adapter():
+            plain = model(token_BT).logits
+        assert not torch.allclose(adapted, plain, atol=1e-3)
+        torch.testing.assert_close(plain, make_tiny()(token_BT).logits, rtol=0, atol=1e-4)
+        model.merge_adapter()
+        torch.testing.assert_close(model(token_BT).logits, adapted, rtol=0, atol=1e-4)
