@@ -53,13 +53,30 @@ def flatten(batch: Batch) -> Flat:
 
 
 def hidden_states(model: Any, flat: Flat) -> Tensor:
-    """hidden_NH of the model's body (after the last norm): every document attends to itself alone."""
+    """hidden_NH of the model's body (after the last norm): every document attends to itself alone, and to the trained
+    prompt before it, if the model has one."""
+    if _has_prompt(model):
+        return _after_prompt(model, flat)
     body = unwrapped(model).base_model
     packed = documents(flat.start_D, flat.size_D)
     with attending(body):
         out = body(input_ids=flat.token_N[None], position_ids=flat.position_N[None], use_cache=False, packed=packed)
     hidden_NH: Tensor = out.last_hidden_state[0]
     return hidden_NH
+
+
+def _has_prompt(model: Any) -> bool:
+    return bool(getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False))
+
+
+def _after_prompt(model: Any, flat: Flat) -> Tensor:
+    """The same through peft's own forward, which puts its prompt before every row: a document a row."""
+    sizes = flat.size_D.tolist()
+    token_DT = nn.utils.rnn.pad_sequence(flat.token_N.split(sizes), batch_first=True)
+    real_DT = torch.arange(token_DT.shape[1], device=token_DT.device) < flat.size_D[:, None]
+    out = model(input_ids=token_DT, attention_mask=real_DT.long(), output_hidden_states=True, logits_to_keep=1)
+    hidden_DTH: Tensor = out.hidden_states[-1][:, -token_DT.shape[1] :]
+    return hidden_DTH[real_DT]
 
 
 def head(model: Any) -> Head:

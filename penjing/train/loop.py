@@ -8,7 +8,7 @@ of the step's number (data, learning rate, dropout), so a run that goes on from 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -119,16 +119,19 @@ def train(
     progress: Progress | None = None,
     before_step: Callable[[int], None] | None = None,
     after_step: Callable[[int], None] | None = None,
+    keep: Mapping[str, Tensor] | None = None,
 ) -> Trained:
     """Train `model` in place; again with the same arguments and folder, go on where it was stopped.
 
     `validate` gives a held-out loss. `before_step` and `after_step` (before gradients are cleared) are for methods that
-    change what is trained as they go; they must depend on nothing but the step and the model. Raises PenjingError, the
+    change what is trained as they go; they must depend on nothing but the step, the model and `keep`, tensors that they
+    change in place and a run that goes on finds as they were. Raises PenjingError, the
     last good state kept, for a loss or gradient that is not sane, data that changed, a full disk, and where training
     changed nothing or something it should not.
     """
     run = _Run(model, objective, batches, settings, Path(folder), validate, progress)
     run.hooks = (before_step or (lambda step: None), after_step or (lambda step: None))
+    run.keep = keep or {}
     with run.prepared():
         run.resume()
         run.steps()
@@ -148,6 +151,7 @@ def held_out_loss(objective: Objective, batches: list[Batch], device: str = "cpu
 
 class _Run:
     hooks: tuple[Callable[[int], None], Callable[[int], None]]
+    keep: Mapping[str, Tensor]
 
     def __init__(
         self,
@@ -207,6 +211,7 @@ class _Run:
                     attempt="the same arguments and data to go on, or another folder to begin anew",
                 )
         weights = {f"weight:{name}": p.data for name, p in self.parameters.items()}
+        weights |= {f"keep:{name}": tensor for name, tensor in self.keep.items()}
         others, _ = state.load_tensors(self.state_file, weights)
         for name, tensor in others.items():
             kind, _, parameter = name.partition(":")
@@ -349,6 +354,7 @@ class _Run:
 
     def _save(self) -> None:
         tensors: dict[str, Tensor] = {f"weight:{name}": p.data for name, p in self.parameters.items()}
+        tensors |= {f"keep:{name}": tensor for name, tensor in self.keep.items()}
         for name, parameter in self.parameters.items():
             for kind, value in self.optimizer.state[parameter].items():
                 tensors[f"{kind}:{name}"] = torch.as_tensor(value)
