@@ -24,7 +24,7 @@ def lora_model(
     """`model` with LoRA in the matrices `parts` of every layer. `own`: what a relative sets besides."""
     config = LoraConfig(
         r=rank,
-        lora_alpha=alpha,  # type: ignore[arg-type]  # peft divides it, so it may be any number
+        lora_alpha=alpha,  # peft divides it, so it may be any number
         lora_dropout=dropout,
         target_modules=chosen_modules(plan, parts),
         task_type=TaskType.CAUSAL_LM,

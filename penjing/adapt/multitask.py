@@ -40,7 +40,7 @@ def prepare(spec: Spec, model: Any, plan: Plan) -> Adapted:
         for task in plan.tasks:
             own = LoraConfig(
                 r=spec.own,
-                lora_alpha=spec.scale * spec.own,  # type: ignore[arg-type]
+                lora_alpha=spec.scale * spec.own,
                 target_modules=modules,
                 task_type=TaskType.CAUSAL_LM,
             )

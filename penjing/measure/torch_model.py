@@ -33,19 +33,10 @@ def load(checkpoint: Checkpoint) -> Any:
     Memory is that of its weights in float32: the arrays read are the parameters. Raises PenjingError where the
     checkpoint's tensors are not those that the config asks for.
     """
-    arguments = {name: value for name, value in checkpoint.config.items() if name not in _NOT_ARGUMENTS}
-    try:
-        config = AutoConfig.for_model(checkpoint.config.get("model_type", ""), **arguments)
-        model_class = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
-    except (ValueError, TypeError, KeyError) as error:
-        raise PenjingError(
-            f"transformers does not accept this config: {error}",
-            where=checkpoint.name,
-            attempt="another version of transformers, or check config.json",
-        ) from error
+    kind, config = model_class(checkpoint)
     weights = {name: torch.from_numpy(checkpoint.read(name)) for name in checkpoint.tensors}
     with _quiet():  # what it has to say about the tensors is said below
-        model, found = model_class.from_pretrained(
+        model, found = kind.from_pretrained(
             None,
             config=config,
             state_dict=weights,  # it knows names of older files and ties what is tied
@@ -55,6 +46,20 @@ def load(checkpoint: Checkpoint) -> Any:
         )
     _check_loaded(found, checkpoint.name)
     return model.eval()
+
+
+def model_class(checkpoint: Checkpoint) -> tuple[Any, Any]:
+    """transformers' class for a checkpoint, and its config. Raises PenjingError where there is none."""
+    arguments = {name: value for name, value in checkpoint.config.items() if name not in _NOT_ARGUMENTS}
+    try:
+        config = AutoConfig.for_model(checkpoint.config.get("model_type", ""), **arguments)
+        return MODEL_FOR_CAUSAL_LM_MAPPING[type(config)], config
+    except (ValueError, TypeError, KeyError) as error:
+        raise PenjingError(
+            f"transformers does not accept this config: {error}",
+            where=checkpoint.name,
+            attempt="another version of transformers, or check config.json",
+        ) from error
 
 
 def _check_loaded(found: dict[str, Any], where: str) -> None:

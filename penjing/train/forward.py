@@ -72,7 +72,7 @@ def _has_prompt(model: Any) -> bool:
 def _after_prompt(model: Any, flat: Flat) -> Tensor:
     """The same through peft's own forward, which puts its prompt before every row: a document a row."""
     sizes = flat.size_D.tolist()
-    token_DT = nn.utils.rnn.pad_sequence(flat.token_N.split(sizes), batch_first=True)
+    token_DT = nn.utils.rnn.pad_sequence([*torch.split(flat.token_N, sizes)], batch_first=True)
     real_DT = torch.arange(token_DT.shape[1], device=token_DT.device) < flat.size_D[:, None]
     out = model(input_ids=token_DT, attention_mask=real_DT.long(), output_hidden_states=True, logits_to_keep=1)
     hidden_DTH: Tensor = out.hidden_states[-1][:, -token_DT.shape[1] :]
