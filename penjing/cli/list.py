@@ -18,7 +18,11 @@ from penjing.errors import PenjingError
 PANEL = "Look"
 
 #: rooms whose files are techniques, and what `--method` or a config names with them
-ROOMS = {"quant": "quantize --method; awq, rotate: prepare --method", "format.families": "model families that open"}
+ROOMS = {
+    "adapt": "adapt --method",
+    "quant": "quantize --method; awq, rotate: prepare --method",
+    "format.families": "model families that open",
+}
 
 
 def command(

@@ -24,7 +24,7 @@ from penjing.train.batch import document, pack
 from penjing.train.forward import flatten, head, hidden_states
 
 #: what names that share all their words answer with
-_SPARE = " ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+_SPARE = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _Z95 = 1.959964
 _BATCH_TOKENS = 4096
 
@@ -45,8 +45,7 @@ class Interval:
 
 def answer_tokens(encode: Encode, labels: Sequence[str]) -> list[int]:
     """One token a label, all different: one of its own name's where that is possible (a bipartite matching)."""
-    spare = [encode(f" {letter}")[0] for letter in _SPARE.strip()]
-    wanted = [[*dict.fromkeys([*encode(" " + label.replace("_", " ")), *spare])] for label in labels]
+    wanted = [encode(" " + label.replace("_", " ")) for label in labels]
     owner: dict[int, int] = {}
 
     def place(label: int, seen: set[int]) -> bool:
@@ -58,9 +57,12 @@ def answer_tokens(encode: Encode, labels: Sequence[str]) -> list[int]:
                     return True
         return False
 
-    for label, name in enumerate(labels):
+    spare = [encode(f" {letter}")[0] for letter in _SPARE]
+    for label in [label for label in range(len(labels)) if not place(label, set())]:
+        wanted[label] = spare
         if not place(label, set()):
-            raise PenjingError("no token is left to answer with", where=f"label {name!r}", attempt="fewer labels")
+            where = f"label {labels[label]!r}"
+            raise PenjingError("no token is left to answer with", where=where, attempt="fewer labels")
     return [token for _, token in sorted((label, token) for token, label in owner.items())]
 
 
