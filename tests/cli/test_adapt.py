@@ -1,0 +1,42 @@
+"""The verb: an adapter that opens with peft, and one JSON object at the end."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+pytest.importorskip("peft", reason="pip install 'penjing[fit]'")
+
+from typer.testing import CliRunner
+
+from penjing.cli._app import application
+
+
+def _run(*arguments):
+    return CliRunner().invoke(application(), [*map(str, arguments)])
+
+
+def test_it_learns_from_a_csv_and_the_engine_reads_what_it_wrote(talker, tmp_path):
+    rows = [f"call number {number},{['yes', 'no'][number % 2]}" for number in range(60)]
+    (tmp_path / "calls.csv").write_text("\n".join(["text,label", *rows]) + "\n")
+    options = ("--data", tmp_path / "calls.csv", "--set", "rank=2", "--train", "steps=8", "--train", "rate=1e-2")
+    done = _run("adapt", talker, tmp_path / "a", *options, "--train", "length=64", "--json")
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout.strip().splitlines()[-1])
+    assert found["after"]["loss"] < found["before"]["loss"]
+    assert found["after"]["training"]["steps"] == 8
+
+    from penjing.checkpoint import open_checkpoint
+    from penjing.format.adapter import read_adapter
+
+    adapter = read_adapter(tmp_path / "a", open_checkpoint(talker).architecture)
+    assert len(adapter.additions) == 2 * 7
+
+
+def test_settings_without_sense_are_errors(talker, tmp_path):
+    (tmp_path / "calls.csv").write_text("text,label\na b,yes\nb c,no\nc d,yes\nd e,no\n")
+    for option in (("--set", "elbow=2"), ("--train", "epoch=2"), ("--method", "magic")):
+        done = _run("adapt", talker, tmp_path / "a", "--data", tmp_path / "calls.csv", *option)
+        assert done.exit_code == 1
+        assert not (tmp_path / "a").exists()
