@@ -14,10 +14,11 @@ QUANTIZERS := .venv-quantizers
 TRAINERS := .venv-peers-train
 OPENVINO := .venv-openvino
 DEMO := demo/smollm2-python.penjing
+PRETRAIN_TEXT ?= ../shared/data/tinyshakespeare/input.txt
 QUESTION ?= What does the zip function do in Python?
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup demo test lint format docs csrc-test tsan-test fuzz isa-test aarch64-test edge wheel wheel-test \
+.PHONY: help setup demo demo-pretrain test lint format docs csrc-test tsan-test fuzz isa-test aarch64-test edge wheel wheel-test \
   bench bench-all bench-engine bench-kernels bench-quality bench-train bench-adapt clean
 
 help: ## These lines
@@ -45,6 +46,14 @@ demo: $(STAMP) ## Fit SmolLM2-135M to 80 MB for questions about Python, and show
 	@printf '\n> %s\n' '$(QUESTION)'
 	@$(BIN)/penjing run $(DEMO) '$(QUESTION)' --max-tokens 96
 	@echo && cat demo/fit.json
+
+demo-pretrain: $(STAMP) ## A model of a million parameters from scratch on PRETRAIN_TEXT: packed, judged, run; about ten minutes
+	@mkdir -p demo
+	$(BIN)/penjing pretrain $(PRETRAIN_TEXT) demo/shakespeare --size 1M --force --json > demo/pretrain.json
+	$(BIN)/penjing pack demo/shakespeare demo/shakespeare.penjing --force
+	$(BIN)/penjing run demo/shakespeare.penjing --raw 'ROMEO:' --temperature 0.7 --seed 1 --max-tokens 150
+	@$(BIN)/python -c 'import json; found = json.load(open("demo/pretrain.json")); \
+	  print(found["after"]["bits_per_character"], "bits per character, held out, in", round(found["seconds"]), "s")'
 
 test: $(STAMP) ## All tests
 	$(BIN)/pytest
