@@ -14,7 +14,15 @@
  *             2 bits: 64 bytes four blocks, the first in the lowest bits        1 bit: 8 bytes a block, lowest bit first
  *           3 bits are a plane of 2 and one of 1 (its bit worth 4), 5 are 4 + 1 (worth 16), 6 are 4 + 2 (worth 16).
  *   scales: float16 [panel][group][16];  zeros: uint8 [panel][group][16], absent: 2^(bits-1) everywhere
- *   weight = (code - zero) * scale
+ *   weight = (code - zero) * scale; of 1 bit, which has no zeros, (2 code - 1) * scale
+ * What codes may stand for instead (pj_levels), without zeros:
+ *   PJ_BOOK:    weight = book[code] * scale; 2, 3 or 4 bits, stored as above.
+ *   PJ_TERNARY: weight = (code - 1) * scale; codes 0, 1, 2 in five digits a byte, bits is 2. [panel]{five units}: a unit
+ *               is 4 blocks (16 inputs), and units go on from group to group. Of five, unit k < 4 has 64 bytes, one for
+ *               each entry, with its four blocks in the last four digits; the first digits of the four times 64 bytes
+ *               are the four blocks of the fifth unit. The last five of a panel may be n < 5, which have n times 64
+ *               bytes. A byte is ceil(256 v / 243), v = 81 d0 + 27 d1 + 9 d2 + 3 d3 + d4: so 3 times a byte is the next
+ *               digit in bits 8 and 9, and below it what follows.
  */
 #ifndef PENJING_H
 #define PENJING_H
@@ -26,7 +34,7 @@
 extern "C" {
 #endif
 
-#define PJ_ABI_VERSION 3
+#define PJ_ABI_VERSION 4
 #define PJ_LANES 16
 #define PJ_MAX_ROPES 8
 #define PJ_MAX_RANK 256
@@ -40,6 +48,7 @@ extern "C" {
 /* clang-format off */
 typedef enum { PJ_OK = 0, PJ_BAD_ARGUMENT = 1, PJ_OUT_OF_MEMORY = 2, PJ_CANCELLED = 3, PJ_NOT_FINITE = 4, PJ_CONTEXT_FULL = 5 } pj_status;
 typedef enum { PJ_ABSENT = 0, PJ_CODES = 1, PJ_F32 = 2, PJ_F16 = 3, PJ_BF16 = 4, PJ_I8 = 5 } pj_kind;
+typedef enum { PJ_UNIFORM = 0, PJ_TERNARY = 1, PJ_BOOK = 2 } pj_levels;
 typedef enum { PJ_SILU = 0, PJ_GELU = 1, PJ_GELU_TANH = 2 } pj_activation;
 
 typedef struct {
@@ -47,11 +56,12 @@ typedef struct {
   const void* scales;  /* PJ_CODES only */
   const void* zeros;   /* PJ_CODES only, may be NULL */
   const float* bias;   /* [rows], may be NULL */
+  const int8_t* book;  /* PJ_BOOK only: [2^bits] */
   int32_t kind;        /* pj_kind */
   int32_t rows, cols;  /* outputs, inputs */
-  int32_t bits;        /* PJ_CODES: 2, 3, 4, 5, 6, 8 */
+  int32_t bits;        /* PJ_CODES: 1, 2, 3, 4, 5, 6, 8 */
   int32_t group_size;  /* PJ_CODES: divides cols */
-  int32_t reserved;
+  int32_t levels;      /* PJ_CODES: pj_levels */
 } pj_matrix;
 
 typedef struct {

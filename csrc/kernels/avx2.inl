@@ -159,6 +159,32 @@ inline void store_codes(uint8_t* p, Codes c) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), c.low);
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p + 32), c.high);
 }
+inline Codes same_codes(uint8_t code) {
+  const __m256i same = _mm256_set1_epi8(static_cast<char>(code));
+  return {same, same};
+}
+inline Codes load_book(const int8_t* book, int count) {
+  int8_t entry[16] = {};
+  std::memcpy(entry, book, static_cast<size_t>(count));
+  const __m256i table = _mm256_broadcastsi128_si256(_mm_xor_si128(load128(entry), _mm_set1_epi8(-128)));
+  return {table, table};
+}
+inline Codes look_up(Codes table, Codes c) {
+  return {_mm256_shuffle_epi8(table.low, c.low), _mm256_shuffle_epi8(table.high, c.high)};
+}
+// Comparisons are signed, so bytes of ternary digits are held less 128; three times that less 256 is the same again.
+inline Codes load_ternary(const uint8_t* p) {
+  const __m256i top = _mm256_set1_epi8(-128);
+  return {_mm256_xor_si256(load256(p), top), _mm256_xor_si256(load256(p + 32), top)};
+}
+inline __m256i first_digit(__m256i left) {  // 3 x >= 256, and 3 x >= 512
+  const __m256i second = _mm256_cmpgt_epi8(left, _mm256_set1_epi8(85 - 128));
+  const __m256i third = _mm256_cmpgt_epi8(left, _mm256_set1_epi8(170 - 128));
+  return _mm256_abs_epi8(_mm256_add_epi8(second, third));
+}
+inline Codes first_digit(Codes left) { return {first_digit(left.low), first_digit(left.high)}; }
+inline __m256i times_three(__m256i left) { return _mm256_add_epi8(left, _mm256_add_epi8(left, left)); }
+inline Codes times_three(Codes left) { return {times_three(left.low), times_three(left.high)}; }
 inline Codes codes_and(Codes c, __m256i mask) {
   return {_mm256_and_si256(c.low, mask), _mm256_and_si256(c.high, mask)};
 }

@@ -102,6 +102,21 @@ inline int32_t reduce_max(Ints a) { return _mm512_reduce_max_epi32(a); }
 // --- codes
 inline Codes load_codes(const uint8_t* p) { return _mm512_loadu_si512(p); }
 inline void store_codes(uint8_t* p, Codes c) { _mm512_storeu_si512(p, c); }
+inline Codes same_codes(uint8_t code) { return _mm512_set1_epi8(static_cast<char>(code)); }
+inline Codes load_book(const int8_t* book, int count) {
+  int8_t entry[16] = {};
+  std::memcpy(entry, book, static_cast<size_t>(count));
+  const __m128i table = _mm_xor_si128(_mm_loadu_si128(reinterpret_cast<const __m128i*>(entry)), _mm_set1_epi8(-128));
+  return _mm512_broadcast_i32x4(table);
+}
+inline Codes look_up(Codes table, Codes c) { return _mm512_shuffle_epi8(table, c); }
+inline Codes load_ternary(const uint8_t* p) { return load_codes(p); }
+inline Codes first_digit(Codes left) {  // 3 x >= 256, and 3 x >= 512
+  const Codes one = _mm512_set1_epi8(1);
+  const Codes digit = _mm512_maskz_mov_epi8(_mm512_cmpge_epu8_mask(left, _mm512_set1_epi8(86)), one);
+  return _mm512_mask_add_epi8(digit, _mm512_cmpge_epu8_mask(left, _mm512_set1_epi8(-85)), digit, one);
+}
+inline Codes times_three(Codes left) { return _mm512_add_epi8(left, _mm512_add_epi8(left, left)); }
 inline void unpack4(const uint8_t* p, Codes* c) {
   const __m512i low = _mm512_set1_epi8(15);
   for (int k = 0; k < 2; ++k) {

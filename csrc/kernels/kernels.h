@@ -17,6 +17,8 @@ struct Matrix {
   const uint16_t* scales;  // float16 [panel][group][16]
   const uint8_t* zeros;    // [panel][group][16] or null
   const float* bias;       // [rows] or null
+  const int8_t* book;      // [2^bits] or null
+  pj_levels levels;
   int rows, cols, bits, group_size;
   int num_panels, num_groups, stride;  // stride: group_size rounded up to 16
   size_t panel_bytes;                  // of data

@@ -8,12 +8,20 @@ namespace {
 
 constexpr int kChains = 4;  // independent integer sums, which hide the latency of dot when there is one column
 
+// How codes are stored, as a template argument: uniform codes are their number of bits, books that and kBook.
+constexpr int kTernary = 16, kBook = 32;
+constexpr int stored_bits(int form) { return form > kBook ? form - kBook : form; }
+constexpr bool is_ternary(int form) { return form == kTernary; }
+constexpr bool is_book(int form) { return form > kBook; }
+// Bits of a code when it is unpacked to a byte: what dot must expect.
+constexpr int unpacked_bits(int form) { return is_book(form) ? 8 : form == 1 || is_ternary(form) ? 2 : form; }
+
 template <int BITS>
 constexpr size_t group_bytes(int stride) {
   return static_cast<size_t>(stride) * kLanes * BITS / 8;
 }
 
-// The 16 inputs of unit `unit` in a packed group, a byte a code.
+// The 16 inputs of unit `unit` in a packed group, a byte a code; of 1 bit twice the code.
 template <int BITS>
 inline void unpack(const uint8_t* group, int stride, int unit, Codes* c) {
   const size_t u = static_cast<size_t>(unit);
@@ -25,7 +33,66 @@ inline void unpack(const uint8_t* group, int stride, int unit, Codes* c) {
   if constexpr (BITS == 6) add_plane2<16>(group + group_bytes<4>(stride) + 64 * u, c);
   if constexpr (BITS == 2 || BITS == 3) unpack2(group + 64 * u, c);
   if constexpr (BITS == 3) add_plane1<4>(group + group_bytes<2>(stride) + 32 * u, c);
+  if constexpr (BITS == 1) {
+    for (int k = 0; k < 4; ++k) c[k] = same_codes(0);
+    add_plane1<2>(group + 32 * u, c);
+  }
 }
+
+// One unit's blocks in the last four digits of 64 bytes.
+inline void unpack_ternary(const uint8_t* p, Codes* c) {
+  Codes left = times_three(load_ternary(p));
+  for (int k = 0; k < 4; ++k) {
+    c[k] = first_digit(left);
+    if (k < 3) left = times_three(left);
+  }
+}
+
+// A unit's blocks in the first digits of four times 64 bytes.
+inline void unpack_fifth(const uint8_t* p, Codes* c) {
+  for (int k = 0; k < 4; ++k) c[k] = first_digit(load_ternary(p + 64 * k));
+}
+
+// Walks the units of a panel in the order in which they lie and gives a byte a code. Less its zero point (`zeros`, or
+// symmetric_zero) a code is what it stands for: those of a book are its entries + 128, of 1 bit they are 0 and 2.
+template <int FORM>
+class Cursor {
+ public:
+  Cursor(const Matrix& w, int panel) : at_(w.data + panel * w.panel_bytes), stride_(w.stride) {
+    if constexpr (is_book(FORM)) book_ = load_book(w.book, 1 << stored_bits(FORM));
+  }
+
+  // Unit `unit` of this group; each is asked for once, in order.
+  void unpack(int unit, Codes* c) {
+    if constexpr (is_ternary(FORM)) return next_ternary(c);
+    constexpr int kBytes = kUnit * kLanes * stored_bits(FORM) / 8;
+    prefetch_ahead(at_ + unit * kBytes, kBytes);
+    penjing::unpack<stored_bits(FORM)>(at_, stride_, unit, c);
+    if constexpr (is_book(FORM)) {
+      for (int k = 0; k < 4; ++k) c[k] = look_up(book_, c[k]);
+    }
+  }
+
+  void end_group() {
+    if constexpr (!is_ternary(FORM)) at_ += group_bytes<stored_bits(FORM)>(stride_);
+  }
+
+ private:
+  void next_ternary(Codes* c) {
+    if (place_ == kTernaryUnits - 1) {
+      place_ = 0;
+      return unpack_fifth(at_ - 256, c);
+    }
+    ++place_;
+    prefetch_ahead(at_, 64);
+    unpack_ternary(at_, c);
+    at_ += 64;
+  }
+
+  const uint8_t* at_;  // the group; of ternary codes the unit
+  int stride_, place_ = 0;
+  Codes book_;
+};
 
 // What one group of one panel multiplies into its sums.
 struct GroupScales {
@@ -33,14 +100,14 @@ struct GroupScales {
   Ints correction;  // times the sum of the activations: what dot left out, less the zero points
 };
 
-template <int BITS, bool ZEROS>
+template <int WIDTH, bool ZEROS>
 inline GroupScales group_scales(const Matrix& w, size_t group) {
   GroupScales out;
   out.scale = load_f16(w.scales + group * kLanes);
   if constexpr (ZEROS) {
-    out.correction = sub(ints(code_offset(BITS)), load_u8(w.zeros + group * kLanes));
+    out.correction = sub(ints(code_offset(WIDTH)), load_u8(w.zeros + group * kLanes));
   } else {
-    out.correction = ints(code_offset(BITS) - (1 << (w.bits - 1)));
+    out.correction = ints(code_offset(WIDTH) - symmetric_zero(w));
   }
   return out;
 }
@@ -49,19 +116,20 @@ inline Ints first_sum(const GroupScales& group, int32_t sum_x) { return mul(grou
 
 // --- few columns
 
-template <int BITS, int COLUMNS, bool ZEROS>
+template <int FORM, int COLUMNS, bool ZEROS>
 void direct_panel(const Matrix& w, int panel, const QuantizedColumns& x, int column, float* y, size_t ld_y) {
   constexpr int kSums = COLUMNS == 1 ? kChains : COLUMNS == 2 ? 2 : 1;
   const size_t ld_x = static_cast<size_t>(w.num_groups) * w.stride;
-  const uint8_t* packed = w.data + panel * w.panel_bytes;
+  constexpr int kWidth = unpacked_bits(FORM);
+  Cursor<FORM> packed(w, panel);
   const int8_t* code = x.code + column * ld_x;
   const float* scale = x.scale + static_cast<size_t>(column) * w.num_groups;
   const int32_t* sum = x.sum + static_cast<size_t>(column) * w.num_groups;
   Floats acc[COLUMNS];
   for (int c = 0; c < COLUMNS; ++c) acc[c] = all(0.0f);
 
-  for (int g = 0; g < w.num_groups; ++g, packed += group_bytes<BITS>(w.stride), code += w.stride) {
-    const GroupScales group = group_scales<BITS, ZEROS>(w, static_cast<size_t>(panel) * w.num_groups + g);
+  for (int g = 0; g < w.num_groups; ++g, packed.end_group(), code += w.stride) {
+    const GroupScales group = group_scales<kWidth, ZEROS>(w, static_cast<size_t>(panel) * w.num_groups + g);
     Ints total[COLUMNS][kSums];
     for (int c = 0; c < COLUMNS; ++c) {
       total[c][0] = first_sum(group, sum[static_cast<size_t>(c) * w.num_groups + g]);
@@ -69,9 +137,8 @@ void direct_panel(const Matrix& w, int panel, const QuantizedColumns& x, int col
     }
     for (int u = 0; u < w.stride / kUnit; ++u) {
       Codes unit[4];
-      prefetch_ahead(packed + u * kUnit * kLanes * BITS / 8, kUnit * kLanes * BITS / 8);
-      unpack<BITS>(packed, w.stride, u, unit);
-      for (int c = 0; c < COLUMNS; ++c) dot<BITS, 4, kSums>(total[c], unit, code + c * ld_x + kUnit * u);
+      packed.unpack(u, unit);
+      for (int c = 0; c < COLUMNS; ++c) dot<kWidth, 4, kSums>(total[c], unit, code + c * ld_x + kUnit * u);
     }
     for (int c = 0; c < COLUMNS; ++c) {
       for (int k = 1; k < kSums; ++k) total[c][0] = add(total[c][0], total[c][k]);
@@ -85,24 +152,23 @@ void direct_panel(const Matrix& w, int panel, const QuantizedColumns& x, int col
   }
 }
 
-template <int BITS, int COLUMNS, bool ZEROS>
+template <int FORM, int COLUMNS, bool ZEROS>
 void direct_columns(const Matrix& w, int panel, const QuantizedColumns& x, int column, int end, float* y, size_t ld_y) {
-  for (; column + COLUMNS <= end; column += COLUMNS) direct_panel<BITS, COLUMNS, ZEROS>(w, panel, x, column, y, ld_y);
+  for (; column + COLUMNS <= end; column += COLUMNS) direct_panel<FORM, COLUMNS, ZEROS>(w, panel, x, column, y, ld_y);
   if constexpr (COLUMNS > 1) {
-    if (column < end) direct_columns<BITS, COLUMNS / 2, ZEROS>(w, panel, x, column, end, y, ld_y);
+    if (column < end) direct_columns<FORM, COLUMNS / 2, ZEROS>(w, panel, x, column, end, y, ld_y);
   }
 }
 
 // --- many columns
 
-template <int BITS>
+template <int FORM>
 void unpack_panel(const Matrix& w, int panel, uint8_t* out) {
-  const uint8_t* packed = w.data + panel * w.panel_bytes;
-  for (int g = 0; g < w.num_groups; ++g, packed += group_bytes<BITS>(w.stride)) {
+  Cursor<FORM> packed(w, panel);
+  for (int g = 0; g < w.num_groups; ++g, packed.end_group()) {
     for (int u = 0; u < w.stride / kUnit; ++u, out += 256) {
       Codes unit[4];
-      prefetch_ahead(packed + u * kUnit * kLanes * BITS / 8, kUnit * kLanes * BITS / 8);
-      unpack<BITS>(packed, w.stride, u, unit);
+      packed.unpack(u, unit);
       for (int k = 0; k < 4; ++k) store_codes(out + 64 * k, unit[k]);
     }
   }
@@ -183,56 +249,69 @@ void tile_columns(const Matrix& w, int panel, BytePanels bytes, const QuantizedC
   }
 }
 
-template <int BITS, int PANELS, bool ZEROS>
+template <int FORM, int PANELS, bool ZEROS>
 void tile_panels(const Matrix& w, int panel, const QuantizedColumns& x, int num_columns, float* y, size_t ld_y,
                  uint8_t* scratch) {
   BytePanels bytes = {w.data + panel * w.panel_bytes, w.panel_bytes};
-  if constexpr (BITS != 8) {
+  if constexpr (FORM != 8) {
     bytes = {scratch, static_cast<size_t>(w.num_groups) * w.stride * kLanes};
-    for (int p = 0; p < PANELS; ++p) unpack_panel<BITS>(w, panel + p, scratch + p * bytes.ld);
+    for (int p = 0; p < PANELS; ++p) unpack_panel<FORM>(w, panel + p, scratch + p * bytes.ld);
   }
-  tile_columns<dot_width(BITS), PANELS, kTileColumns, ZEROS>(w, panel, bytes, x, 0, num_columns, y, ld_y);
+  tile_columns<dot_width(unpacked_bits(FORM)), PANELS, kTileColumns, ZEROS>(w, panel, bytes, x, 0, num_columns, y,
+                                                                            ld_y);
 }
 
 // --- both
 
-template <int BITS, bool ZEROS>
+template <int FORM, bool ZEROS>
 void codes_panels(const Matrix& w, int begin, int end, const QuantizedColumns& x, int num_columns, float* y,
                   size_t ld_y, uint8_t* scratch) {
   if (num_columns <= kDirectColumns) {
-    for (; begin < end; ++begin) direct_columns<BITS, kDirectColumns, ZEROS>(w, begin, x, 0, num_columns, y, ld_y);
+    for (; begin < end; ++begin) direct_columns<FORM, kDirectColumns, ZEROS>(w, begin, x, 0, num_columns, y, ld_y);
     return;
   }
   for (; begin + kTilePanels <= end; begin += kTilePanels) {
-    tile_panels<BITS, kTilePanels, ZEROS>(w, begin, x, num_columns, y, ld_y, scratch);
+    tile_panels<FORM, kTilePanels, ZEROS>(w, begin, x, num_columns, y, ld_y, scratch);
   }
-  for (; begin < end; ++begin) tile_panels<BITS, 1, ZEROS>(w, begin, x, num_columns, y, ld_y, scratch);
+  for (; begin < end; ++begin) tile_panels<FORM, 1, ZEROS>(w, begin, x, num_columns, y, ld_y, scratch);
 }
 
+using CodesPanels = void (*)(const Matrix& w, int begin, int end, const QuantizedColumns& x, int num_columns, float* y,
+                             size_t ld_y, uint8_t* scratch);
+
 template <bool ZEROS>
-void codes_any(const Matrix& w, int begin, int end, const QuantizedColumns& x, int num_columns, float* y, size_t ld_y,
-               void* scratch) {
-  uint8_t* bytes = static_cast<uint8_t*>(scratch);
-  switch (w.bits) {
-    case 2:
-      return codes_panels<2, ZEROS>(w, begin, end, x, num_columns, y, ld_y, bytes);
-    case 3:
-      return codes_panels<3, ZEROS>(w, begin, end, x, num_columns, y, ld_y, bytes);
-    case 4:
-      return codes_panels<4, ZEROS>(w, begin, end, x, num_columns, y, ld_y, bytes);
-    case 5:
-      return codes_panels<5, ZEROS>(w, begin, end, x, num_columns, y, ld_y, bytes);
-    case 6:
-      return codes_panels<6, ZEROS>(w, begin, end, x, num_columns, y, ld_y, bytes);
-    default:
-      return codes_panels<8, ZEROS>(w, begin, end, x, num_columns, y, ld_y, bytes);
+CodesPanels uniform_panels(int bits) {
+  if constexpr (!ZEROS) {
+    if (bits == 1) return codes_panels<1, false>;
   }
+  switch (bits) {
+    case 2:
+      return codes_panels<2, ZEROS>;
+    case 3:
+      return codes_panels<3, ZEROS>;
+    case 4:
+      return codes_panels<4, ZEROS>;
+    case 5:
+      return codes_panels<5, ZEROS>;
+    case 6:
+      return codes_panels<6, ZEROS>;
+    default:
+      return codes_panels<8, ZEROS>;
+  }
+}
+
+inline CodesPanels panels_for(const Matrix& w) {
+  if (w.levels == PJ_TERNARY) return codes_panels<kTernary, false>;
+  if (w.levels == PJ_BOOK) {
+    if (w.bits == 2) return codes_panels<kBook + 2, false>;
+    return w.bits == 3 ? codes_panels<kBook + 3, false> : codes_panels<kBook + 4, false>;
+  }
+  return w.zeros ? uniform_panels<true>(w.bits) : uniform_panels<false>(w.bits);
 }
 
 void linear_codes(const Matrix& w, int panel_begin, int panel_end, const QuantizedColumns& x, int num_columns, float* y,
                   size_t ld_y, void* scratch) {
-  if (w.zeros) return codes_any<true>(w, panel_begin, panel_end, x, num_columns, y, ld_y, scratch);
-  codes_any<false>(w, panel_begin, panel_end, x, num_columns, y, ld_y, scratch);
+  panels_for(w)(w, panel_begin, panel_end, x, num_columns, y, ld_y, static_cast<uint8_t*>(scratch));
 }
 
 // The tile's inner loop on data in the nearest cache.

@@ -177,6 +177,27 @@ inline Codes load_codes(const uint8_t* p) {
 inline void store_codes(uint8_t* p, Codes c) {
   for (int i = 0; i < kQuarters; ++i) vst1q_u8(p + 16 * i, c.v[i]);
 }
+inline Codes same_codes(uint8_t code) {
+  return each<Codes>([=](int) { return vdupq_n_u8(code); });
+}
+inline Codes load_book(const int8_t* book, int count) {
+  uint8_t entry[16] = {};
+  for (int i = 0; i < count; ++i) entry[i] = static_cast<uint8_t>(book[i] + 128);
+  return each<Codes>([&](int) { return vld1q_u8(entry); });
+}
+inline Codes look_up(Codes table, Codes c) {
+  return each<Codes>([&](int i) { return vqtbl1q_u8(table.v[i], c.v[i]); });
+}
+inline Codes load_ternary(const uint8_t* p) { return load_codes(p); }
+inline Codes first_digit(Codes left) {  // 3 x >= 256, and 3 x >= 512: all bits of a byte, which is -1
+  return each<Codes>([&](int i) {
+    const uint8x16_t second = vcgeq_u8(left.v[i], vdupq_n_u8(86)), third = vcgeq_u8(left.v[i], vdupq_n_u8(171));
+    return vreinterpretq_u8_s8(vabsq_s8(vreinterpretq_s8_u8(vaddq_u8(second, third))));
+  });
+}
+inline Codes times_three(Codes left) {
+  return each<Codes>([&](int i) { return vmulq_u8(left.v[i], vdupq_n_u8(3)); });
+}
 inline void unpack4(const uint8_t* p, Codes* c) {
   for (int k = 0; k < 2; ++k) {
     const Codes both = load_codes(p + 64 * k);

@@ -74,21 +74,41 @@ inline int plane_entry(const uint8_t* plane, int plane_bits, int block, int entr
 // A group's planes: the low one, and above it one of `high` bits (0: none).
 inline int low_bits(int bits) { return bits == 3 ? 2 : bits == 5 || bits == 6 ? 4 : bits; }
 
+inline int bits_code(const Matrix& w, const uint8_t* panel, int group, int lane, int input) {
+  const int low = low_bits(w.bits), high = w.bits - low, entry = 4 * lane + input % 4;
+  const size_t size = static_cast<size_t>(w.stride) * kLanes;
+  const uint8_t* plane = panel + group * (size * w.bits / 8);
+  const int code = plane_entry(plane, low, input / 4, entry);
+  return high ? code + (plane_entry(plane + size * low / 8, high, input / 4, entry) << low) : code;
+}
+
+inline int ternary_code(const Matrix& w, const uint8_t* panel, int group, int lane, int input) {
+  const int block = (group * w.stride + input) / 4, unit = block / 4, fives = unit / kTernaryUnits;
+  const int place = unit % kTernaryUnits, part = place < 4 ? place : block % 4;
+  unsigned left = panel[256 * static_cast<size_t>(fives) + 64 * part + 4 * lane + input % 4];
+  for (int digit = place < 4 ? 1 + block % 4 : 0; digit > 0; --digit) left = 3 * left & 255;
+  return static_cast<int>(3 * left >> 8);
+}
+
+// What a code stands for, in units of the scale.
+inline int level_at(const Matrix& w, const uint8_t* panel, int group, int lane, int input, int zero) {
+  if (w.levels == PJ_TERNARY) return ternary_code(w, panel, group, lane, input) - 1;
+  const int code = bits_code(w, panel, group, lane, input);
+  if (w.levels == PJ_BOOK) return w.book[code];
+  return w.bits == 1 ? 2 * code - 1 : code - zero;
+}
+
 void read_codes_row(const Matrix& w, int row, float* out) {
-  const int panel = row / kLanes, lane = row % kLanes, low = low_bits(w.bits), high = w.bits - low;
+  const int panel = row / kLanes, lane = row % kLanes;
   const size_t first_group = static_cast<size_t>(panel) * w.num_groups;
-  const size_t group_bytes = static_cast<size_t>(w.stride) * kLanes * w.bits / 8;
+  const uint8_t* data = w.data + panel * w.panel_bytes;
   for (int g = 0; g < w.num_groups; ++g) {
-    const uint8_t* plane = w.data + panel * w.panel_bytes + g * group_bytes;
-    const uint8_t* high_plane = plane + static_cast<size_t>(w.stride) * kLanes * low / 8;
     const size_t entry = (first_group + g) * kLanes;
     float scale[kLanes];
     store(scale, load_f16(w.scales + entry));
-    const int zero = w.zeros ? w.zeros[entry + lane] : 1 << (w.bits - 1);
+    const int zero = w.zeros ? w.zeros[entry + lane] : symmetric_zero(w);
     for (int i = 0; i < w.group_size; ++i) {
-      int code = plane_entry(plane, low, i / 4, 4 * lane + i % 4);
-      if (high) code += plane_entry(high_plane, high, i / 4, 4 * lane + i % 4) << low;
-      *out++ = static_cast<float>(code - zero) * scale[lane];
+      *out++ = static_cast<float>(level_at(w, data, g, lane, i, zero)) * scale[lane];
     }
   }
 }

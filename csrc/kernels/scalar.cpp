@@ -209,6 +209,31 @@ inline Codes load_codes(const uint8_t* p) {
   return out;
 }
 inline void store_codes(uint8_t* p, Codes c) { std::memcpy(p, c.v, sizeof c.v); }
+inline Codes same_codes(uint8_t code) {
+  Codes out;
+  std::memset(out.v, code, sizeof out.v);
+  return out;
+}
+// Entry + 128 for each of the `count` codes, and what codes stand for in such a table.
+inline Codes load_book(const int8_t* book, int count) {
+  Codes out = same_codes(0);
+  for (int i = 0; i < count; ++i) out.v[i] = static_cast<uint8_t>(book[i] + 128);
+  return out;
+}
+inline Codes look_up(const Codes& table, Codes c) {
+  for (uint8_t& code : c.v) code = table.v[code];
+  return c;
+}
+// Bytes of ternary digits, in whatever form the next two want them: the first digit, and what follows it.
+inline Codes load_ternary(const uint8_t* p) { return load_codes(p); }
+inline Codes first_digit(Codes left) {
+  for (uint8_t& byte : left.v) byte = static_cast<uint8_t>(3 * byte >> 8);
+  return left;
+}
+inline Codes times_three(Codes left) {
+  for (uint8_t& byte : left.v) byte = static_cast<uint8_t>(3 * byte & 255);
+  return left;
+}
 inline void unpack4(const uint8_t* p, Codes* c) {
   for (int k = 0; k < 4; ++k) {
     for (int i = 0; i < 64; ++i) c[k].v[i] = static_cast<uint8_t>(p[k / 2 * 64 + i] >> (k % 2 * 4) & 15);

@@ -237,6 +237,31 @@ inline Codes load_codes(const uint8_t* p) {
 inline void store_codes(uint8_t* p, Codes c) {
   for (int i = 0; i < kQuarters; ++i) store128(p + 16 * i, c.v[i]);
 }
+inline Codes same_codes(uint8_t code) {
+  return each<Codes>([=](int) { return _mm_set1_epi8(static_cast<char>(code)); });
+}
+inline Codes load_book(const int8_t* book, int count) {
+  int8_t entry[16] = {};
+  std::memcpy(entry, book, static_cast<size_t>(count));
+  return each<Codes>([&](int) { return _mm_xor_si128(load128(entry), _mm_set1_epi8(-128)); });
+}
+inline Codes look_up(Codes table, Codes c) {
+  return each<Codes>([&](int i) { return _mm_shuffle_epi8(table.v[i], c.v[i]); });
+}
+// Less 128, as in avx2.inl.
+inline Codes load_ternary(const uint8_t* p) {
+  return each<Codes>([=](int i) { return _mm_xor_si128(load128(p + 16 * i), _mm_set1_epi8(-128)); });
+}
+inline Codes first_digit(Codes left) {
+  return each<Codes>([&](int i) {
+    const __m128i second = _mm_cmpgt_epi8(left.v[i], _mm_set1_epi8(85 - 128));
+    const __m128i third = _mm_cmpgt_epi8(left.v[i], _mm_set1_epi8(170 - 128));
+    return _mm_abs_epi8(_mm_add_epi8(second, third));
+  });
+}
+inline Codes times_three(Codes left) {
+  return each<Codes>([&](int i) { return _mm_add_epi8(left.v[i], _mm_add_epi8(left.v[i], left.v[i])); });
+}
 // A field of `MASK`, moved right by N bits (left by -N): 16-bit shifts, what crosses between bytes is masked.
 template <int N, int MASK>
 inline Codes field(Codes c) {

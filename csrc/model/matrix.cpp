@@ -12,9 +12,24 @@ constexpr int kMaxStride = INT32_MAX / (255 * 127);
 
 bool aligned(const void* pointer, size_t alignment) { return reinterpret_cast<uintptr_t>(pointer) % alignment == 0; }
 
+void check_levels(const char* name, const pj_matrix& m) {
+  const bool known = m.levels == PJ_UNIFORM || (m.levels == PJ_TERNARY && m.bits == 2) ||
+                     (m.levels == PJ_BOOK && m.bits >= 2 && m.bits <= 4);
+  if (!known) fail(PJ_BAD_ARGUMENT, "%s: levels %d of %d bits", name, m.levels, m.bits);
+  if ((m.levels == PJ_BOOK) != (m.book != nullptr)) fail(PJ_BAD_ARGUMENT, "%s: a book missing or too many", name);
+  if (m.zeros && (m.levels != PJ_UNIFORM || m.bits == 1)) fail(PJ_BAD_ARGUMENT, "%s: codes without zeros", name);
+}
+
+size_t codes_bytes(const Matrix& m) {  // of a panel
+  const size_t units = static_cast<size_t>(m.num_groups) * m.stride / PJ_LANES;
+  if (m.levels == PJ_TERNARY) return 64 * (units / 5 * 4 + units % 5);
+  return units * PJ_LANES * PJ_LANES * m.bits / 8;
+}
+
 void check_codes(const char* name, const pj_matrix& m) {
-  const bool known = m.bits >= 2 && m.bits <= 8 && m.bits != 7;
-  if (!known) fail(PJ_BAD_ARGUMENT, "%s: %d bits, where 2, 3, 4, 5, 6 and 8 are known", name, m.bits);
+  const bool known = m.bits >= 1 && m.bits <= 8 && m.bits != 7;
+  if (!known) fail(PJ_BAD_ARGUMENT, "%s: %d bits, where 1, 2, 3, 4, 5, 6 and 8 are known", name, m.bits);
+  check_levels(name, m);
   if (m.group_size <= 0 || m.cols % m.group_size) {
     fail(PJ_BAD_ARGUMENT, "%s: group_size %d does not divide %d inputs", name, m.group_size, m.cols);
   }
@@ -26,7 +41,7 @@ void check_codes(const char* name, const pj_matrix& m) {
 }
 
 void check_floats(const char* name, const pj_matrix& m) {
-  if (m.scales || m.zeros) fail(PJ_BAD_ARGUMENT, "%s: scales or zeros beside floats", name);
+  if (m.scales || m.zeros || m.book || m.levels) fail(PJ_BAD_ARGUMENT, "%s: what codes have beside floats", name);
   if (!aligned(m.data, m.kind == PJ_F32 ? 4 : 2)) fail(PJ_BAD_ARGUMENT, "%s: weights are not aligned", name);
 }
 
@@ -57,7 +72,9 @@ Matrix check_matrix(const char* name, const pj_matrix& m) {
     out.group_size = m.group_size;
     out.num_groups = m.cols / m.group_size;
     out.stride = (m.group_size + PJ_LANES - 1) / PJ_LANES * PJ_LANES;
-    out.panel_bytes = static_cast<size_t>(out.num_groups) * out.stride * PJ_LANES * m.bits / 8;
+    out.levels = static_cast<pj_levels>(m.levels);
+    out.book = m.book;
+    out.panel_bytes = codes_bytes(out);
   } else {
     check_floats(name, m);
     out.panel_bytes = cols * PJ_LANES * (m.kind == PJ_F32 ? 4 : 2);

@@ -13,6 +13,15 @@ constexpr const char* kNorms[] = {"rms", "layer"};
 constexpr const char* kQkNorms[] = {"none", "head", "full"};
 constexpr const char* kActivations[] = {"silu", "gelu", "gelu_tanh"};
 constexpr const char* kKinds[] = {"codes", "f32", "f16", "bf16"};
+constexpr const char* kLevels[] = {"uniform", "ternary", "book"};
+
+void check_levels(const Layout& layout, const Fields& fields) {
+  constexpr int kLeast[] = {1, 2, 2}, kMost[] = {8, 2, 4};  // bits
+  if (layout.bits < kLeast[layout.levels] || layout.bits > kMost[layout.levels] || layout.bits == 7) {
+    fields.refuse("bits");
+  }
+  if (!layout.symmetric && (layout.levels != PJ_UNIFORM || layout.bits == 1)) fields.refuse("symmetric");
+}
 
 float scale(Fields& fields, const char* name, double value) {
   if (!(std::fabs(value) < kMaxScale)) fields.refuse(name);  // also NaN
@@ -105,6 +114,10 @@ Architecture read_architecture(const Json& json) {
 
 uint64_t Layout::panel_bytes() const {
   const uint64_t stride = (static_cast<uint64_t>(group_size) + PJ_LANES - 1) / PJ_LANES * PJ_LANES;
+  if (levels == PJ_TERNARY) {
+    const uint64_t units = num_groups() * stride / 16;
+    return 64 * (units / 5 * 4 + units % 5);
+  }
   return num_groups() * stride * PJ_LANES * static_cast<uint64_t>(bits) / 8;
 }
 
@@ -118,11 +131,12 @@ Layout read_layout(const Json& json, const std::string& name) {
   out.bits = fields.integer_or("bits", 0, 8, 0);
   out.group_size = fields.integer_or("group_size", 0, kMaxGroup, 0);
   out.symmetric = fields.truth_or("symmetric", true);
+  out.levels = static_cast<pj_levels>(fields.choice("levels", kLevels));
   fields.finish();
   if (out.kind == PJ_CODES) {
-    if (out.bits < 2 || out.bits == 7) fields.refuse("bits");
+    check_levels(out, fields);
     if (out.group_size < 1 || out.cols % out.group_size) fields.refuse("group_size");
-  } else if (out.bits || out.group_size) {
+  } else if (out.bits || out.group_size || out.levels) {
     fields.refuse("kind");
   }
   return out;

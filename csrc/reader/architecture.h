@@ -34,10 +34,12 @@ struct Layout {
   pj_kind kind;
   int rows, cols, bits, group_size;
   bool symmetric;
+  pj_levels levels;
 
   uint64_t num_panels() const { return (static_cast<uint64_t>(rows) + PJ_LANES - 1) / PJ_LANES; }
   uint64_t num_groups() const { return static_cast<uint64_t>(cols / group_size); }
   uint64_t panel_bytes() const;  // of codes
+  uint64_t book_size() const { return levels == PJ_BOOK ? uint64_t{1} << bits : 0; }
 };
 
 Layout read_layout(const Json& json, const std::string& name);

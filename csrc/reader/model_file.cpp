@@ -138,6 +138,7 @@ pj_matrix ModelFile::matrix(const std::string& name, int rows, int cols) {
   out.cols = cols;
   out.bits = layout.bits;
   out.group_size = layout.group_size;
+  out.levels = layout.levels;
   const uint64_t panels = layout.num_panels(), inputs = static_cast<uint64_t>(cols);
   if (layout.kind == PJ_CODES) {
     const uint64_t groups = layout.num_groups();
@@ -145,6 +146,9 @@ pj_matrix ModelFile::matrix(const std::string& name, int rows, int cols) {
     out.scales = tensors_.take(name + ".scales", "F16", {panels, groups, PJ_LANES});
     check_finite<uint16_t>(out.scales, panels * groups * PJ_LANES, kExponent16, name + ".scales");
     if (!layout.symmetric) out.zeros = tensors_.take(name + ".zeros", "U8", {panels, groups, PJ_LANES});
+    if (const uint64_t entries = layout.book_size()) {
+      out.book = static_cast<const int8_t*>(tensors_.take(name + ".book", "I8", {entries}));
+    }
   } else {
     out.data = tensors_.take(name + ".weight", float_dtype(layout.kind), {panels, inputs, PJ_LANES});
   }

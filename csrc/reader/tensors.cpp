@@ -13,7 +13,7 @@ constexpr const char* kTokenizer = "tokenizer.json.zlib";
 
 // Bytes of an element; 0 for what no `.penjing` file has.
 uint64_t element_bytes(const std::string& dtype) {
-  if (dtype == "U8") return 1;
+  if (dtype == "U8" || dtype == "I8") return 1;
   if (dtype == "F16" || dtype == "BF16") return 2;
   return dtype == "F32" ? 4 : 0;
 }

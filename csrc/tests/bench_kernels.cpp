@@ -44,9 +44,9 @@ void require_same(const std::string& name, const std::vector<float>& a, const st
 
 // `copies` matrices in turn, so that together they are larger than the last cache (decode), or one (prefill).
 void bench_codes(const Kernels& k, const Kernels& oracle, int rows, int cols, int bits, int group, bool symmetric,
-                 int columns, size_t footprint) {
+                 int columns, size_t footprint, pj_levels levels = PJ_UNIFORM) {
   Random random(1);
-  const penjing::RandomMatrix first(random, rows, cols, bits, group, symmetric, false);
+  const penjing::RandomMatrix first(random, rows, cols, bits, group, symmetric, false, levels);
   const int copies = std::max<int>(1, static_cast<int>(footprint / first.bytes()));
   std::vector<penjing::RandomMatrix> matrices(copies, first);
   for (auto& m : matrices) m.relink();
@@ -61,9 +61,12 @@ void bench_codes(const Kernels& k, const Kernels& oracle, int rows, int cols, in
       k.linear_codes(matrices[i].matrix, 0, w.num_panels, x.quantized, columns, y.data(), ld, scratch.data());
     }
   });
-  const std::string name = std::string(k.name) + " codes " + std::to_string(rows) + "x" + std::to_string(cols) + " b" +
-                           std::to_string(bits) + " g" + std::to_string(group) + (symmetric ? " sym x" : " asym x") +
-                           std::to_string(columns);
+  const std::string name = std::string(k.name) + " codes " + std::to_string(rows) + "x" + std::to_string(cols) + " " +
+                           (levels == PJ_TERNARY ? "ternary"
+                            : levels == PJ_BOOK  ? "book"
+                                                 : "b") +
+                           (levels == PJ_TERNARY ? "" : std::to_string(bits)) + " g" + std::to_string(group) +
+                           (symmetric ? " sym x" : " asym x") + std::to_string(columns);
   require_same(name, y, expected);
   print(name, 1.0 * rows * cols * columns * copies, static_cast<double>(first.bytes() * copies), seconds);
 }
@@ -150,7 +153,9 @@ int main(int argc, char** argv) {
   }
   const int shapes[][2] = {{576, 576}, {1536, 576}, {576, 1536}};
   if (wanted("decode")) {
-    for (int bits : {2, 3, 4, 5, 6, 8}) bench_codes(k, oracle, 1536, 576, bits, 64, true, 1, kBeyondCache);
+    for (int bits : {1, 2, 3, 4, 5, 6, 8}) bench_codes(k, oracle, 1536, 576, bits, 64, true, 1, kBeyondCache);
+    bench_codes(k, oracle, 1536, 576, 2, 64, true, 1, kBeyondCache, PJ_TERNARY);
+    for (int bits : {2, 3, 4}) bench_codes(k, oracle, 1536, 576, bits, 64, true, 1, kBeyondCache, PJ_BOOK);
     for (int group : {32, 96, 576}) bench_codes(k, oracle, 1536, 576, 4, group, true, 1, kBeyondCache);
     bench_codes(k, oracle, 1536, 576, 4, 64, false, 1, kBeyondCache);
     bench_codes(k, oracle, 49152, 576, 4, 64, true, 1, kBeyondCache);
@@ -162,7 +167,9 @@ int main(int argc, char** argv) {
     }
     bench_codes(k, oracle, 1536, 576, 4, 576, true, 512, 0);
     bench_codes(k, oracle, 1536, 576, 4, 64, false, 512, 0);
-    for (int bits : {3, 8}) bench_codes(k, oracle, 1536, 576, bits, 64, true, 512, 0);
+    for (int bits : {1, 3, 8}) bench_codes(k, oracle, 1536, 576, bits, 64, true, 512, 0);
+    bench_codes(k, oracle, 1536, 576, 2, 64, true, 512, 0, PJ_TERNARY);
+    bench_codes(k, oracle, 1536, 576, 4, 64, true, 512, 0, PJ_BOOK);
   }
   if (wanted("float")) {
     for (pj_kind kind : {PJ_F32, PJ_F16, PJ_BF16}) {

@@ -37,14 +37,19 @@ class Random {
 
 class RandomMatrix {
  public:
-  RandomMatrix(Random& random, int rows, int cols, int bits, int group_size, bool symmetric, bool bias) {
+  RandomMatrix(Random& random, int rows, int cols, int bits, int group_size, bool symmetric, bool bias,
+               pj_levels levels = PJ_UNIFORM) {
     matrix.kind = PJ_CODES;
+    matrix.levels = levels;
     set_shape(rows, cols);
     matrix.bits = bits;
     matrix.group_size = group_size;
     matrix.num_groups = cols / group_size;
     matrix.stride = (group_size + 15) / 16 * 16;
-    matrix.panel_bytes = static_cast<size_t>(matrix.num_groups) * matrix.stride * PJ_LANES * bits / 8;
+    const size_t units = static_cast<size_t>(matrix.num_groups) * matrix.stride / 16;
+    matrix.panel_bytes = levels == PJ_TERNARY ? 64 * (units / 5 * 4 + units % 5) : units * 32 * bits;
+    if (levels == PJ_BOOK) book_.resize(static_cast<size_t>(1) << bits);
+    for (int8_t& entry : book_) entry = static_cast<int8_t>(random.below(256) - 128);
     data_.resize(matrix.panel_bytes * matrix.num_panels);
     scales_.resize(static_cast<size_t>(matrix.num_panels) * matrix.num_groups * PJ_LANES);
     if (!symmetric) zeros_.resize(scales_.size());
@@ -77,8 +82,9 @@ class RandomMatrix {
     matrix.scales = scales_.data();
     matrix.zeros = zeros_.empty() ? nullptr : zeros_.data();
     matrix.bias = bias_.empty() ? nullptr : bias_.data();
+    matrix.book = book_.empty() ? nullptr : book_.data();
   }
-  size_t bytes() const { return data_.size() + 2 * scales_.size() + zeros_.size(); }
+  size_t bytes() const { return data_.size() + 2 * scales_.size() + zeros_.size() + book_.size(); }
 
   Matrix matrix = {};
 
@@ -95,6 +101,7 @@ class RandomMatrix {
   }
 
   std::vector<uint8_t> data_, zeros_;
+  std::vector<int8_t> book_;
   std::vector<uint16_t> scales_;
   std::vector<float> bias_;
 };

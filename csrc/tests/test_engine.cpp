@@ -36,7 +36,7 @@ class TinyModel {
       layer.o = codes(kHidden, kHeads * kHeadDim, bits[i], 48, false);
       layer.gate = codes(kInner, kHidden, 5, 24, false);
       layer.up = codes(kInner, kHidden, bits[i], 24, false);
-      layer.down = codes(kHidden, kInner, 2, 80, true);
+      layer.down = codes(kHidden, kInner, 2, 80, true, i == 0 ? PJ_TERNARY : i == 1 ? PJ_BOOK : PJ_UNIFORM);
       layer.rope = i == 1 ? -1 : 0;
       layer.window = i == 2 ? 9 : 0;
     }
@@ -66,10 +66,12 @@ class TinyModel {
   const pj_model_desc& description() const { return desc_; }
 
  private:
-  pj_matrix codes(int rows, int cols, int bits, int group_size, bool bias) {
-    matrices_.push_back(std::make_unique<RandomMatrix>(random_, rows, cols, bits, group_size, bits % 2 == 0, bias));
+  pj_matrix codes(int rows, int cols, int bits, int group_size, bool bias, pj_levels levels = PJ_UNIFORM) {
+    const bool symmetric = bits % 2 == 0;
+    matrices_.push_back(
+        std::make_unique<RandomMatrix>(random_, rows, cols, bits, group_size, symmetric, bias, levels));
     const Matrix& m = matrices_.back()->matrix;
-    return {m.data, m.scales, m.zeros, m.bias, PJ_CODES, rows, cols, bits, group_size, 0};
+    return {m.data, m.scales, m.zeros, m.bias, m.book, PJ_CODES, rows, cols, bits, group_size, levels};
   }
   const float* norm(int size) {
     norms_.push_back(std::make_unique<std::vector<float>>(size));

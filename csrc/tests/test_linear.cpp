@@ -41,6 +41,24 @@ int zero_at(const Matrix& w, int row, int group) {
   const size_t at = (static_cast<size_t>(row / 16) * w.num_groups + group) * 16 + row % 16;
   return w.zeros ? w.zeros[at] : 1 << (w.bits - 1);
 }
+// As penjing.h tells: three times what is left of a byte is the next digit, in bits 8 and 9.
+int ternary_at(const Matrix& w, int row, int group, int input) {
+  constexpr int kPowers[] = {1, 3, 9, 27, 81, 243};
+  const int unit = (group * w.stride + input) / 16, block = input % 16 / 4, fifth = unit % 5 == 4;
+  const int part = fifth ? block : unit % 5, digit = fifth ? 0 : 1 + block;
+  const int byte =
+      w.data[row / 16 * w.panel_bytes + static_cast<size_t>(unit / 5) * 256 + part * 64 + 4 * (row % 16) + input % 4];
+  return (byte * kPowers[digit + 1] >> 8) - 3 * (byte * kPowers[digit] >> 8);
+}
+
+// What a code stands for, in units of its scale.
+int level_at(const Matrix& w, int row, int group, int input) {
+  if (w.levels == PJ_TERNARY) return ternary_at(w, row, group, input) - 1;
+  const int code = code_at(w, row, group, input);
+  if (w.levels == PJ_BOOK) return w.book[code];
+  return w.bits == 1 ? 2 * code - 1 : code - zero_at(w, row, group);
+}
+
 float scale_at(const Matrix& w, int row, int group) {
   return half_value(w.scales[(static_cast<size_t>(row / 16) * w.num_groups + group) * 16 + row % 16]);
 }
@@ -53,7 +71,7 @@ std::vector<float> expected_codes(const Matrix& w, const RandomColumns& x, int c
     std::vector<float> acc(columns, 0.0f);
     for (int g = 0; g < w.num_groups; ++g) {
       std::vector<int> weight(w.group_size);
-      for (int i = 0; i < w.group_size; ++i) weight[i] = code_at(w, row, g, i) - zero_at(w, row, g);
+      for (int i = 0; i < w.group_size; ++i) weight[i] = level_at(w, row, g, i);
       for (int c = 0; c < columns; ++c) {
         const int8_t* code = x.quantized.code + (static_cast<size_t>(c) * w.num_groups + g) * w.stride;
         int sum = 0;
@@ -89,14 +107,16 @@ void check_linear(const std::string& what, const Matrix& w, const std::vector<fl
   }
 }
 
-void check_codes(const Tables& tables, int bits, int group, int groups, int rows, bool symmetric, bool bias) {
+void check_codes(const Tables& tables, int bits, int group, int groups, int rows, bool symmetric, bool bias,
+                 pj_levels levels = PJ_UNIFORM) {
   Random random(static_cast<uint64_t>(bits * 1000 + group));
   const int cols = group * groups;
-  const RandomMatrix m(random, rows, cols, bits, group, symmetric, bias);
+  const RandomMatrix m(random, rows, cols, bits, group, symmetric, bias, levels);
   const RandomColumns x(random, tables.oracle(), kMostColumns, cols, group);
   const std::vector<float> expected = expected_codes(m.matrix, x, kMostColumns);
-  const std::string shape = " bits " + std::to_string(bits) + " group " + std::to_string(group) + " rows " +
-                            std::to_string(rows) + (symmetric ? " symmetric" : " asymmetric") + (bias ? " bias" : "");
+  const std::string shape = " levels " + std::to_string(levels) + " bits " + std::to_string(bits) + " group " +
+                            std::to_string(group) + " rows " + std::to_string(rows) +
+                            (symmetric ? " symmetric" : " asymmetric") + (bias ? " bias" : "");
   for (const Kernels* k : tables) {
     std::vector<uint8_t> scratch(linear_scratch_bytes(m.matrix), 0xff);
     check_linear(k->name + shape, m.matrix, expected, [&](int begin, int end, int columns, float* y, size_t ld_y) {
@@ -107,8 +127,8 @@ void check_codes(const Tables& tables, int bits, int group, int groups, int rows
     for (int r = 0; r < rows; r += 7) {
       k->read_row(m.matrix, r, row.data());
       for (int i = 0; i < cols; ++i) {
-        const int code = code_at(m.matrix, r, i / group, i % group) - zero_at(m.matrix, r, i / group);
-        ok = ok && same(row[i], static_cast<float>(code) * scale_at(m.matrix, r, i / group));
+        const int level = level_at(m.matrix, r, i / group, i % group);
+        ok = ok && same(row[i], static_cast<float>(level) * scale_at(m.matrix, r, i / group));
       }
     }
     check(ok, k->name + shape + " read_row");
@@ -134,6 +154,34 @@ void check_extremes(const Tables& tables) {
           k->linear_codes(m.matrix, begin, end, x.quantized, columns, y, ld_y, scratch.data());
         };
         check_linear(std::string(k->name) + " extremes bits " + std::to_string(bits), m.matrix, expected, call);
+      }
+    }
+  }
+}
+
+// The largest entries of books, where sums in 16 bits would overflow; all bytes of ternary digits.
+void check_extreme_levels(const Tables& tables) {
+  std::vector<uint8_t> every(256);
+  for (int i = 0; i < 256; ++i) every[static_cast<size_t>(i)] = static_cast<uint8_t>(i);
+  for (int entry : {-128, 127}) {
+    for (pj_levels levels : {PJ_TERNARY, PJ_BOOK}) {
+      Random random(9);
+      RandomMatrix m(random, 16, 80, 2, 80, true, false, levels);
+      std::vector<uint8_t> data(m.matrix.panel_bytes);
+      for (size_t i = 0; i < data.size(); ++i) data[i] = every[i % 256];
+      const std::vector<int8_t> book(4, static_cast<int8_t>(entry));
+      m.matrix.data = data.data();
+      if (levels == PJ_BOOK) m.matrix.book = book.data();
+      RandomColumns x(random, tables.oracle(), kMostColumns, 80, 80);
+      std::fill(x.x.begin(), x.x.end(), -1.0f);
+      tables.oracle().quantize_columns(x.x.data(), kMostColumns, 80, 80, x.quantized);
+      const std::vector<float> expected = expected_codes(m.matrix, x, kMostColumns);
+      for (const Kernels* k : tables) {
+        std::vector<uint8_t> scratch(linear_scratch_bytes(m.matrix), 0xff);
+        const auto call = [&](int begin, int end, int columns, float* y, size_t ld_y) {
+          k->linear_codes(m.matrix, begin, end, x.quantized, columns, y, ld_y, scratch.data());
+        };
+        check_linear(std::string(k->name) + " extremes of levels " + std::to_string(levels), m.matrix, expected, call);
       }
     }
   }
@@ -305,7 +353,21 @@ void test_linear(const Tables& tables) {
       }
     }
   }
+  struct Levels {
+    pj_levels levels;
+    int bits;
+  };
+  for (Levels way : {Levels{PJ_UNIFORM, 1}, {PJ_TERNARY, 2}, {PJ_BOOK, 2}, {PJ_BOOK, 3}, {PJ_BOOK, 4}}) {
+    for (Grouping group : {Grouping{16, 3}, {32, 2}, {36, 3}, {64, 1}, {96, 2}, {80, 1}, {160, 2}, {4, 9}}) {
+      for (int rows : {1, 17, 48}) {
+        for (bool bias : {false, true}) {
+          check_codes(tables, way.bits, group.size, group.count, rows, true, bias, way.levels);
+        }
+      }
+    }
+  }
   check_extremes(tables);
+  check_extreme_levels(tables);
   for (pj_kind kind : {PJ_F32, PJ_F16, PJ_BF16}) {
     for (int rows : {1, 15, 16, 17, 48, 80}) {
       for (int cols : {1, 7, 64}) {

@@ -61,7 +61,7 @@ class Container:
     def num_weights(self) -> int:
         """Weights and biases of the model; a tied matrix counts once."""
         matrices = sum(layout.rows * layout.cols for layout in self.layouts.values())
-        return matrices + sum(spec.shape[0] for name, spec in self.tensors.items() if _is_vector(name, spec))
+        return matrices + sum(spec.shape[0] for name, spec in self.tensors.items() if _is_vector(spec))
 
     @property
     def bits_per_weight(self) -> float:
@@ -98,7 +98,7 @@ class Container:
         for name, layout in self.layouts.items():
             parts[_part(name)] += layout.payload_bytes
         for name, spec in self.tensors.items():
-            if _is_vector(name, spec):
+            if _is_vector(spec):
                 parts[_part(name)] += spec.nbytes
         parts["tokenizer"] = self.tensors[TOKENIZER].nbytes if TOKENIZER in self.tensors else 0
         parts["header"] = 8 + self._file.header_bytes
@@ -170,7 +170,7 @@ class Container:
             if spec.dtype == "F16" and name.endswith(".scales"):
                 bits = self.tensor(name).view(np.uint16)
                 finite = bool(np.bitwise_and(bits, 0x7C00).max(initial=0) < 0x7C00)
-            elif _is_vector(name, spec):
+            elif _is_vector(spec):
                 finite = bool(np.isfinite(self.tensor(name)).all())
             if not finite:
                 raise PenjingError(f"{name} has values that are not finite", where=str(self.path), attempt=_AGAIN)
@@ -287,9 +287,9 @@ def _part(name: str) -> str:
     return "attention" if last in ("q", "k", "v", "o") else "mlp"
 
 
-def _is_vector(name: str, spec: TensorSpec) -> bool:
-    """Norms and biases: whatever is not of a matrix (scales have three axes) nor the tokenizer."""
-    return len(spec.shape) == 1 and name != TOKENIZER
+def _is_vector(spec: TensorSpec) -> bool:
+    """Norms and biases: floats of one axis (scales and weights have three)."""
+    return spec.dtype == "F32" and len(spec.shape) == 1
 
 
 def _reserve(data_bytes: int) -> int:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 import penjing
 from penjing.errors import PenjingError
 
-ABI_VERSION: Final = 3
+ABI_VERSION: Final = 4
 MAX_ROPES: Final = 8
 
 BAD_ARGUMENT: Final = 1
@@ -26,6 +26,7 @@ CONTEXT_FULL: Final = 5
 
 ABSENT: Final = 0
 KINDS: Final = {"codes": 1, "f32": 2, "f16": 3, "bf16": 4}
+LEVELS: Final = {"uniform": 0, "ternary": 1, "book": 2}
 KV_KINDS: Final = {"f32": 2, "f16": 3, "i8": 5}
 ACTIVATIONS: Final = {"silu": 0, "gelu": 1, "gelu_tanh": 2}
 QK_NORMS: Final = {"none": 0, "head": 1, "full": 2}
@@ -53,12 +54,13 @@ class Matrix(ctypes.Structure):
         ("scales", c_void_p),
         ("zeros", c_void_p),
         ("bias", c_void_p),
+        ("book", c_void_p),
         ("kind", c_int32),
         ("rows", c_int32),
         ("cols", c_int32),
         ("bits", c_int32),
         ("group_size", c_int32),
-        ("reserved", c_int32),
+        ("levels", c_int32),
     )
 
 

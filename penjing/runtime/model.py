@@ -29,7 +29,7 @@ class Model:
     """pj_model with the arrays it points to. `close` it after its sessions.
 
     layouts: canonical matrix names to Layout. tensors: stored names (`NAME.codes`, `NAME.scales`, `NAME.zeros`,
-    `NAME.weight`, norms and biases) to arrays, exactly those that the architecture and the layouts ask for; norms'
+    `NAME.book`, `NAME.weight`, norms and biases) to arrays, exactly those that the architecture and the layouts ask for; norms'
     and matrices' biases are optional. Raises PenjingError for anything that the engine could not run.
     """
 
@@ -117,14 +117,13 @@ class Model:
 
     def _matrix(self, name: str, layout: Layout) -> binding.Matrix:
         layout.check(where=name)
-        if layout.levels != "uniform" or layout.bits == 1:
-            raise PenjingError(f"the engine has no kernel for {layout.bits} bits ({layout.levels})", where=name)
         matrix = binding.Matrix(
             kind=binding.KINDS[layout.kind],
             rows=layout.rows,
             cols=layout.cols,
             bits=layout.bits,
             group_size=layout.group_size,
+            levels=binding.LEVELS[layout.levels],
             bias=None if name == "embed" else self._optional(f"{name}.bias", layout.rows),
         )
         for suffix, spec in layout.tensor_specs().items():

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 LANES: Final = 16
 
 #: bits of a code to the widths of its planes, the lowest first
-PLANES: Final = {2: (2,), 3: (2, 1), 4: (4,), 5: (4, 1), 6: (4, 2), 8: (8,)}
+PLANES: Final = {1: (1,), 2: (2,), 3: (2, 1), 4: (4,), 5: (4, 1), 6: (4, 2), 8: (8,)}
 
 #: activations smaller than this count as zero: 127 / amax would overflow a float32
 SMALLEST_AMAX: Final = 2.0**-100
@@ -46,6 +46,19 @@ def _plane_entry(plane: NDArray[np.uint8], width: int, block: int, entry: int) -
     return byte >> (width * (block % blocks_per_byte)) & ((1 << width) - 1)
 
 
+def unpack_ternary(packed: NDArray[np.uint8], num_groups: int, group_size: int) -> NDArray[np.int64]:
+    """Codes [16 rows, N, G] of one panel, from its bytes: three times a byte is the next digit, and what follows it."""
+    stride = -(-group_size // LANES) * LANES
+    code = np.zeros((LANES, num_groups, group_size), np.int64)
+    for group, i, lane in np.ndindex(num_groups, group_size, LANES):
+        unit, block = divmod((group * stride + i) // 4, 4)
+        fives, place = divmod(unit, 5)
+        part, digit = (place, 1 + block) if place < 4 else (block, 0)
+        left = int(packed[256 * fives + 64 * part + 4 * lane + i % 4])
+        code[lane, group, i] = 3 * (left * 3**digit % 256) // 256
+    return code
+
+
 def dequantize(
     packed_PB: NDArray[np.uint8],
     scale_PNL: NDArray[np.float16],
@@ -53,17 +66,29 @@ def dequantize(
     *,
     bits: int,
     group_size: int,
+    levels: str = "uniform",
+    book_K: NDArray[np.int8] | None = None,
 ) -> NDArray[np.float64]:
-    """Weights [16 P, I], padding rows included: (code - zero) * scale. packed_PB: the bytes of each panel."""
+    """Weights [16 P, I], padding rows included: (code - zero) * scale. packed_PB: the bytes of each panel.
+
+    Of 1 bit (2 code - 1) * scale, of ternary codes (code - 1) * scale, with a book its entry times the scale.
+    """
     num_panels, num_groups, _ = scale_PNL.shape
     group_bytes = packed_PB.shape[1] // num_groups
     weight = np.empty((num_panels, LANES, num_groups, group_size))
     for panel in range(num_panels):
+        scale_NL1 = scale_PNL[panel].astype(np.float64)[..., None]
+        if levels == "ternary":
+            code_LNG = unpack_ternary(packed_PB[panel], num_groups, group_size)
+            weight[panel] = (code_LNG - 1) * scale_NL1.transpose(1, 0, 2)
+            continue
         for group in range(num_groups):
             packed = packed_PB[panel, group * group_bytes : (group + 1) * group_bytes]
             zero_L = np.full(LANES, 1 << (bits - 1)) if zero_PNL is None else zero_PNL[panel, group].astype(np.int64)
             code_LG = unpack_group(packed, bits, group_size)
-            weight[panel, :, group] = (code_LG - zero_L[:, None]) * scale_PNL[panel, group].astype(np.float64)[:, None]
+            step_LG = 2 * code_LG - 1 if bits == 1 else code_LG - zero_L[:, None]
+            step_LG = step_LG if book_K is None else book_K[code_LG]
+            weight[panel, :, group] = step_LG * scale_NL1[group]
     return weight.reshape(num_panels * LANES, num_groups * group_size)
 
 

@@ -51,6 +51,9 @@ def layouts(arch: Architecture) -> dict[str, Layout]:
         {"kind": "f32"},
         {"kind": "codes", "bits": 5, "group_size": 4},
         {"kind": "codes", "bits": 6, "group_size": 12, "symmetric": False},
+        {"kind": "codes", "bits": 2, "group_size": 12, "levels": "ternary"},
+        {"kind": "codes", "bits": 1, "group_size": 12},
+        *({"kind": "codes", "bits": bits, "group_size": 12, "levels": "book"} for bits in (2, 3, 4)),
     ]
     shapes = arch.matrix_shapes().items()
     return {name: Layout(rows=r, cols=c, **ways[n % len(ways)]) for n, (name, (r, c)) in enumerate(shapes)}
@@ -60,11 +63,12 @@ def tensors(arch: Architecture, seed: int = 0, biases: Collection[str] = BIASES)
     generator = np.random.default_rng(seed)
     for name, layout in layouts(arch).items():
         if layout.kind == "codes":
-            code_OI = generator.integers(0, 1 << layout.bits, (layout.rows, layout.cols), dtype=np.uint8)
+            code_OI = generator.integers(0, layout.num_codes, (layout.rows, layout.cols), dtype=np.uint8)
             groups = (layout.rows, layout.num_groups)
             scale_ON = generator.uniform(0.5, 1, groups).astype(np.float16) / np.float16(1 << layout.bits)
             zero_ON = None if layout.symmetric else generator.integers(0, 1 << layout.bits, groups, dtype=np.uint8)
-            packed = pack_codes(layout, code_OI, scale_ON, zero_ON)
+            book_K = generator.integers(-128, 128, 1 << layout.bits, dtype=np.int8) if layout.book_size else None
+            packed = pack_codes(layout, code_OI, scale_ON, zero_ON, book_K)
         else:
             packed = pack_float(layout, generator.standard_normal((layout.rows, layout.cols), dtype=np.float32))
         yield from ((f"{name}.{suffix}", array) for suffix, array in packed.items())

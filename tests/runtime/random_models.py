@@ -91,10 +91,11 @@ class Tiny:
 
     def random_codes(self, layout):
         groups = (layout.rows, layout.num_groups)
-        code = self.rng.integers(0, 1 << layout.bits, (layout.rows, layout.cols), dtype=np.uint8)
+        code = self.rng.integers(0, layout.num_codes, (layout.rows, layout.cols), dtype=np.uint8)
         scale = (self.rng.uniform(0.5, 1.5, groups) * 2 / 2**layout.bits / np.sqrt(layout.cols)).astype(np.float16)
         zero = None if layout.symmetric else self.rng.integers(0, 1 << layout.bits, groups, dtype=np.uint8)
-        return pack_codes(layout, code, scale, zero)
+        book = self.rng.integers(-2, 3, 1 << layout.bits, dtype=np.int8) if layout.book_size else None
+        return pack_codes(layout, code, scale, zero, book)
 
     def session(self, **options):
         options = {"context": 64, "threads": 1, "kv": "f32"} | options

@@ -25,6 +25,8 @@ def describe(layout, packed, bias=None):
         scales=binding.pointer(packed.get("scales")),
         zeros=binding.pointer(packed.get("zeros")),
         bias=binding.pointer(bias),
+        book=binding.pointer(packed.get("book")),
+        levels=binding.LEVELS[layout.levels],
         kind=binding.KINDS[layout.kind],
         rows=layout.rows,
         cols=layout.cols,
@@ -36,10 +38,11 @@ def describe(layout, packed, bias=None):
 def random_matrix(layout, rng):
     if layout.kind != "codes":
         return pack_float(layout, rng.standard_normal((layout.rows, layout.cols)).astype(np.float32))
-    code = rng.integers(0, 1 << layout.bits, (layout.rows, layout.cols), dtype=np.uint8)
+    code = rng.integers(0, layout.num_codes, (layout.rows, layout.cols), dtype=np.uint8)
+    book = rng.integers(-128, 128, 1 << layout.bits, dtype=np.int8) if layout.book_size else None
     groups = (layout.rows, layout.num_groups)
     zero = None if layout.symmetric else rng.integers(0, 256, groups, dtype=np.uint8)
-    return pack_codes(layout, code, rng.uniform(0.01, 1, groups).astype(np.float16), zero)
+    return pack_codes(layout, code, rng.uniform(0.01, 1, groups).astype(np.float16), zero, book)
 
 
 SHAPES = [(1, 1, 1), (16, 16, 16), (17, 24, 8), (33, 60, 20), (48, 36, 36), (5, 96, 32)]
@@ -65,6 +68,43 @@ def test_linear_is_the_product(rows, cols, group_size, bits, symmetric, columns)
     expected = seen @ weight.T + bias
     largest = np.abs(seen) @ np.abs(weight).T + np.abs(bias)
     assert (np.abs(got - expected) <= (cols + 8) * EPS * largest).all()
+
+
+@pytest.mark.parametrize("columns", [1, 2, 5, 33])
+@pytest.mark.parametrize(("rows", "cols", "group_size"), SHAPES)
+@pytest.mark.parametrize(("levels", "bits"), [("uniform", 1), ("ternary", 2), ("book", 2), ("book", 3), ("book", 4)])
+def test_linear_of_other_levels_is_the_product(rows, cols, group_size, levels, bits, columns):
+    rng = np.random.default_rng(rows * 1000 + cols + bits)
+    layout = Layout(kind="codes", rows=rows, cols=cols, bits=bits, group_size=group_size, levels=levels)
+    packed = random_matrix(layout, rng)
+    x = rng.standard_normal((columns, cols)).astype(np.float32)
+    weight = dequantize(layout, packed).astype(np.float64)
+    seen = round_as_the_engine(x, group_size)
+    largest = np.abs(seen) @ np.abs(weight).T
+    got = binding.linear(describe(layout, packed), x, threads=1 + columns % 3)
+    assert (np.abs(got - seen @ weight.T) <= (cols + 8) * EPS * largest).all()
+
+
+@pytest.mark.parametrize(
+    ("change", "fact"),
+    [
+        ({"levels": 3}, "levels 3 of 2 bits"),
+        ({"levels": 1, "bits": 3}, "levels 1 of 3 bits"),
+        ({"levels": 2, "bits": 5}, "levels 2 of 5 bits"),
+        ({"book": None}, "a book missing or too many"),
+        ({"levels": 0}, "a book missing or too many"),
+        ({"levels": 1, "book": None, "zeros": 64}, "codes without zeros"),
+        ({"levels": 0, "bits": 1, "book": None, "zeros": 64}, "codes without zeros"),
+    ],
+)
+def test_levels_that_cannot_be_are_refused(change, fact):
+    layout = Layout(kind="codes", rows=2, cols=16, bits=2, group_size=16, levels="book")
+    packed = random_matrix(layout, np.random.default_rng(0))
+    matrix = describe(layout, packed)
+    for name, value in change.items():
+        setattr(matrix, name, value)
+    with pytest.raises(binding.EngineError, match=fact):
+        binding.linear(matrix, np.zeros((1, 16), np.float32))
 
 
 def round_as_the_engine(x, group_size):
@@ -206,10 +246,10 @@ REFUSED = {
     "kind": (float_down(kind=9), "layers.1.down: unknown kind 9"),
     "no rows": (float_down(rows=0), "layers.1.down: 0 outputs by 12 inputs"),
     "no data": (float_down(data=None), "layers.1.down: no weights"),
-    "float scales": (float_down(scales=64), "layers.1.down: scales or zeros beside floats"),
+    "float scales": (float_down(scales=64), "layers.1.down: what codes have beside floats"),
     "unaligned": (float_down(data=66), "layers.1.down: weights are not aligned"),
     "unaligned bias": (float_down(bias=66), "layers.1.down: bias is not aligned"),
-    "bits": (down(bits=7), "layers.1.down: 7 bits, where 2, 3, 4, 5, 6 and 8 are known"),
+    "bits": (down(bits=7), "layers.1.down: 7 bits, where 1, 2, 3, 4, 5, 6 and 8 are known"),
     "group": (down(group_size=5), "layers.1.down: group_size 5 does not divide 12 inputs"),
     "no group": (down(group_size=0), "layers.1.down: group_size 0 does not divide 12 inputs"),
     "no scales": (down(scales=None), "layers.1.down: codes without scales"),

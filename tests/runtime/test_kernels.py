@@ -17,10 +17,13 @@ from penjing.runtime import binding, reference_kernels
 EPSILON = np.finfo(np.float32).eps
 
 
-def packed_matrix(rng, *, rows, bits, group_size, num_groups, symmetric):
+def packed_matrix(rng, *, rows, bits, group_size, num_groups, symmetric, levels="uniform"):
     """Random bytes are valid codes. Padding rows have scale 0. (Matrix, its arrays, float64 weights [O, I])"""
     num_panels, stride = -(-rows // 16), -(-group_size // 16) * 16
-    codes = rng.integers(0, 256, (num_panels, num_groups * stride * 16 * bits // 8), np.uint8)
+    units = num_groups * stride // 16
+    panel_bytes = 64 * (units // 5 * 4 + units % 5) if levels == "ternary" else units * 32 * bits
+    codes = rng.integers(0, 256, (num_panels, panel_bytes), np.uint8)
+    book = rng.integers(-128, 128, 1 << bits, np.int8) if levels == "book" else None
     scales = rng.uniform(0.001, 0.02, (num_panels, num_groups, 16)).astype(np.float16)
     for row in range(rows, 16 * num_panels):
         scales[row // 16, :, row % 16] = 0
@@ -31,14 +34,17 @@ def packed_matrix(rng, *, rows, bits, group_size, num_groups, symmetric):
         scales=binding.pointer(scales),
         zeros=binding.pointer(zeros),
         bias=binding.pointer(bias),
+        book=binding.pointer(book),
+        levels=binding.LEVELS[levels],
         kind=binding.KINDS["codes"],
         rows=rows,
         cols=group_size * num_groups,
         bits=bits,
         group_size=group_size,
     )
-    weight = reference_kernels.dequantize(codes, scales, zeros, bits=bits, group_size=group_size)
-    return matrix, (codes, scales, zeros, bias), weight[:rows]
+    meaning = {"bits": bits, "group_size": group_size, "levels": levels, "book_K": book}
+    weight = reference_kernels.dequantize(codes, scales, zeros, **meaning)
+    return matrix, (codes, scales, zeros, book, bias), weight[:rows]
 
 
 def largest_group_sum(weight_OI, x_CI, group_size):
@@ -48,14 +54,23 @@ def largest_group_sum(weight_OI, x_CI, group_size):
     return np.abs(np.einsum("cng,ong->con", code_CNG * scale_CN[..., None].astype(np.float64), weight_ONG)).sum(axis=2)
 
 
-@pytest.mark.parametrize("symmetric", [True, False])
+WAYS = [("uniform", bits, symmetric) for bits in (2, 3, 4, 5, 6, 8) for symmetric in (True, False)]
+WAYS += [("uniform", 1, True), ("ternary", 2, True), *(("book", bits, True) for bits in (2, 3, 4))]
+
+
 @pytest.mark.parametrize(("group_size", "num_groups"), [(32, 3), (36, 2), (4, 5), (100, 1)])
-@pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 8])
-def test_product_of_codes(bits, group_size, num_groups, symmetric):
+@pytest.mark.parametrize(("levels", "bits", "symmetric"), WAYS)
+def test_product_of_codes(levels, bits, symmetric, group_size, num_groups):
     rng = np.random.default_rng(bits * 100 + group_size)
     for rows in (1, 17):
         matrix, arrays, weight_OI = packed_matrix(
-            rng, rows=rows, bits=bits, group_size=group_size, num_groups=num_groups, symmetric=symmetric
+            rng,
+            rows=rows,
+            bits=bits,
+            group_size=group_size,
+            num_groups=num_groups,
+            symmetric=symmetric,
+            levels=levels,
         )
         x_CI = rng.standard_normal((11, matrix.cols)).astype(np.float32)
         bias_O = arrays[-1].astype(np.float64)
