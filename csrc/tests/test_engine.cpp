@@ -68,8 +68,7 @@ class TinyModel {
  private:
   pj_matrix codes(int rows, int cols, int bits, int group_size, bool bias, pj_levels levels = PJ_UNIFORM) {
     const bool symmetric = bits % 2 == 0;
-    matrices_.push_back(
-        std::make_unique<RandomMatrix>(random_, rows, cols, bits, group_size, symmetric, bias, levels));
+    matrices_.push_back(std::make_unique<RandomMatrix>(random_, rows, cols, bits, group_size, symmetric, bias, levels));
     const Matrix& m = matrices_.back()->matrix;
     return {m.data, m.scales, m.zeros, m.bias, m.book, PJ_CODES, rows, cols, bits, group_size, levels};
   }

@@ -50,7 +50,7 @@ class GgufFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._gguf = _import_gguf(path)
+        self._gguf = import_gguf(path)
         header = read_header(path, {int(kind): size for kind, size in self._gguf.GGML_QUANT_SIZES.items()})
         self.files = [path]
         for tensor in header.tensors.values():
@@ -116,7 +116,7 @@ class GgufFile:
         model_family = family(self.config["model_type"])
         arch = model_family.architecture(self.config)
         names = self._gguf.get_tensor_name_map(arch_id, arch.num_layers)
-        orders = _row_orders(arch_name, arch)
+        orders = row_orders(arch_name, arch)
         add = -1.0 if arch_name == "gemma3" else 0.0
         places: dict[str, _Place] = {}
         for part in model_family.parts(arch):
@@ -175,7 +175,7 @@ def _chunks(start: int, stop: int, row_size: int) -> Iterator[tuple[int, int]]:
         yield begin, min(begin + step, stop)
 
 
-def _row_orders(arch_name: str, arch: Architecture) -> dict[str, NDArray[np.intp]]:
+def row_orders(arch_name: str, arch: Architecture) -> dict[str, NDArray[np.intp]]:
     """Canonical part of a layer to `order`: row r of Hugging Face's tensor is row order[r] of GGUF's."""
     if arch_name in _TURNING_NEIGHBOURS:  # GGUF has [head, pair, 2], Hugging Face [head, 2, pair]
         return {
@@ -187,11 +187,11 @@ def _row_orders(arch_name: str, arch: Architecture) -> dict[str, NDArray[np.intp
     return {}
 
 
-def _import_gguf(path: Path) -> Any:
+def import_gguf(path: Path) -> Any:
     try:
         import gguf
     except ImportError as error:
         raise PenjingError(
-            "reading GGUF files needs the gguf package", where=str(path), attempt="pip install 'penjing[fit]'"
+            "GGUF files need the gguf package", where=str(path), attempt="pip install 'penjing[fit]'"
         ) from error
     return gguf

@@ -40,6 +40,8 @@ _PATTERNS: Final[dict[str, tuple[str, ...]]] = (
         "falcon": (_PUNCTUATION.replace("]+", "`]+"), _GPT2, r"[0-9][0-9][0-9]"),
     }
 )
+#: one name for each way of cutting, those that most models have first
+PRE_TOKENIZERS: Final = ("smollm", "qwen2", "llama-bpe", "gpt-2", "falcon", "default")
 #: those whose models look a whole word up before merging, and that put a bos token first unless told otherwise
 _WHOLE_WORDS: Final = ("llama-bpe", "llama3", "llama-v3", "falcon3")
 

@@ -81,6 +81,10 @@ class ShardWriter:
         kind = _KINDS[self._shard.tensors[tensor].dtype]
         self._weights.write(tensor, round_floats(rows, kind, where=tensor), start_row)
 
+    def write_as_is(self, tensor: str, values: NDArray[Any]) -> None:
+        """A whole tensor that is already of the shard's dtype, integers too."""
+        self._weights.write(tensor, values)
+
     def write_codes(self, name: str, packed: Mapping[str, NDArray[Any]], start_panel: int = 0) -> None:
         """Panels of a matrix as `pack_codes` gives them; its book, if it has one, counts with the first."""
         if self._codes is None:
@@ -236,7 +240,7 @@ class CheckpointWriter:
         """Of most of the bytes, as a config says it."""
         sizes = {"float32": 0, "float16": 0, "bfloat16": 0}
         names = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-        for spec in (spec for shard in self._shards for spec in shard.tensors.values()):
+        for spec in (spec for shard in self._shards for spec in shard.tensors.values() if spec.dtype in names):
             sizes[names[spec.dtype]] += spec.nbytes
         return max(sizes, key=lambda name: sizes[name])
 

@@ -29,8 +29,8 @@ class Model:
     """pj_model with the arrays it points to. `close` it after its sessions.
 
     layouts: canonical matrix names to Layout. tensors: stored names (`NAME.codes`, `NAME.scales`, `NAME.zeros`,
-    `NAME.book`, `NAME.weight`, norms and biases) to arrays, exactly those that the architecture and the layouts ask for; norms'
-    and matrices' biases are optional. Raises PenjingError for anything that the engine could not run.
+    `NAME.book`, `NAME.weight`, norms and biases) to arrays, exactly those that the architecture and the layouts ask
+    for; norms' and matrices' biases are optional. Raises PenjingError for anything that the engine could not run.
     """
 
     def __init__(

@@ -129,7 +129,9 @@ def _floats(checkpoint: Checkpoint, part: Part, layout: Layout) -> Iterator[tupl
 
 
 def _provenance(checkpoint: Checkpoint, settings: Mapping[str, Any]) -> dict[str, Any]:
-    return {
+    # Hugging Face's config, for exports; that of a packed file would be its architecture
+    config = {} if checkpoint.path.suffix == _SUFFIX else {"config": checkpoint.config}
+    return config | {
         "name": checkpoint.name,
         "parent": checkpoint.digest,
         "base": base(checkpoint),

@@ -133,9 +133,25 @@ def test_quantize_pack_measure_compare(talker, tmp_path):
     measured = last_json(here("measure", packed, "--parent", talker, *arguments))
     assert set(measured) == {"model", "bytes", "bits_per_weight", "quality"}
     assert measured["quality"]["kl_to_parent"] > 0
-    compared = last_json(here("compare", packed, talker, *arguments))["models"]
+    picture = tmp_path / "front.png"
+    compared = last_json(here("compare", packed, talker, "--plot", picture, *arguments))["models"]
+    assert picture.read_bytes().startswith(b"\x89PNG")
     assert [row["model"] for row in compared] == ["child", "talker"]
     assert compared[0]["quality"]["perplexity"] == pytest.approx(measured["quality"]["perplexity"])
+
+
+def test_a_picture_without_quality_is_refused_before_anything_is_measured(talker, tmp_path):
+    for arguments in (["--plot", tmp_path / "a.png"], ["--text", "python-docs", "--plot", tmp_path / "a.jpg"]):
+        done = penjing("compare", talker, talker, *arguments, check=1)
+        assert "--plot" in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_export(talker, tmp_path):
+    found = last_json(here("export", talker, tmp_path / "out", "--to", "hf", "--json"))
+    assert found["bytes"] == sum(path.stat().st_size for path in (tmp_path / "out").glob("*.safetensors"))
+    assert found["types"] == {"float32": 15}
+    assert "compressed-tensors, gguf, hf" in penjing("export", talker, tmp_path / "x", "--to", "onnx", check=1).stderr
 
 
 def test_out_is_never_overwritten_without_force(talker, tmp_path):
