@@ -34,7 +34,7 @@ def command(
     rows: Annotated[int, typer.Option("--rows", min=1, help="Windows a step.")] = 8,
     steps: Annotated[int, typer.Option("--steps", min=1, help="Steps of the optimizer.")] = 1500,
     learning_rate: Annotated[float, typer.Option("--lr", help="Highest learning rate.")] = 3e-3,
-    dropout: Annotated[float, typer.Option("--dropout", min=0.0, max=0.9, help="While training.")] = 0.1,
+    dropout: Annotated[float, typer.Option("--dropout", min=0.0, max=0.9, help="While training.")] = 0.0,
     minutes: Annotated[
         float | None, typer.Option("--minutes", help="Stop by time, too; then seeds give no same bytes.")
     ] = None,

@@ -48,7 +48,7 @@ class Plan:
     steps: int = 1500
     learning_rate: float = 3e-3
     weight_decay: float = 0.1
-    dropout: float = 0.1
+    dropout: float = 0.0
     minutes: float | None = None
     precision: str = "auto"
     validations: int = 10
