@@ -268,6 +268,40 @@ class Model:
         )
         return self._child(out, evidence)
 
+    def tune(
+        self,
+        out: str | Path,
+        *,
+        teacher: Model,
+        data: str | Path | Corpus,
+        method: str = "qat",
+        minutes: float | None = None,
+        seed: int = 0,
+        force: bool = False,
+        progress: Progress | None = None,
+        **spec: Any,
+    ) -> Model:
+        """Write a tuned child of this quantized one, which learns from `teacher`, the model that it was made of.
+
+        method: "qat" (codes and scales) or "kl_tuning" (scales alone). minutes: to train for, unless `steps` are set.
+        spec: settings of the method and of training, e.g. learning_rate, steps, window.
+        """
+        from penjing.stages.tune import tune
+
+        evidence = tune(
+            self.checkpoint,
+            Path(out),
+            parent=teacher.checkpoint,
+            data=_corpus(data),
+            method=method,
+            spec=spec,
+            minutes=minutes,
+            seed=seed,
+            force=force,
+            progress=progress,
+        )
+        return self._child(out, evidence)
+
     def pack(self, out: str | Path, *, force: bool = False, progress: Progress | None = None) -> Model:
         """Write the `.penjing` file that runs on the device: codes where there are some, float16 elsewhere."""
         from penjing.stages.pack import pack

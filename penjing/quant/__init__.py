@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from penjing.tensors.groups import Quantized
 
 
+#: what a technique's file defines, and the verb that calls it
+_VERBS = {"quantize": "quantize", "change": "prepare", "tunable": "tune"}
+
+
 class Technique(Protocol):
     """`Spec`: a frozen dataclass of settings. `quantize(spec, weight_OI)` gives a `tensors.groups.Quantized`.
 
@@ -54,23 +58,46 @@ class Transformation(Protocol):
     change: Callable[..., dict[str, torch.Tensor]]
 
 
+class Tuning(Protocol):
+    """A technique that trains what others have quantized.
+
+    `Spec` has a `learning_rate`. `tunable(spec, quantized, weight_OI)` is a module whose parameters are trained and
+    whose `forward()` is the weight; `confine_()` is called before every step, `quantized()` gives what is stored.
+    `vector_rate(spec)`: how fast norms change, as a fraction of their size times the learning rate.
+    """
+
+    Spec: type[Any]
+    tunable: Callable[..., Any]
+    vector_rate: Callable[[Any], float]
+
+
 def technique(name: str) -> Technique:
     """The technique in the file of that name. Raises PenjingError where there is none."""
-    return cast(Technique, _find(name, "quantize", "it prepares a model: penjing prepare MODEL OUT --method NAME"))
+    return cast(Technique, _find(name, "quantize"))
 
 
 def transformation(name: str) -> Transformation:
     """The transformation in the file of that name. Raises PenjingError where there is none."""
-    return cast(Transformation, _find(name, "change", "it quantizes: penjing quantize MODEL OUT --method NAME"))
+    return cast(Transformation, _find(name, "change"))
 
 
-def _find(name: str, does: str, otherwise: str) -> ModuleType:
+def tuning(name: str) -> Tuning:
+    """The tuning in the file of that name. Raises PenjingError where there is none."""
+    return cast(Tuning, _find(name, "tunable"))
+
+
+def _find(name: str, does: str) -> ModuleType:
     names = sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_"))
     if name not in names:
         raise PenjingError(f"no technique {name!r}", where="penjing/quant/", attempt=", ".join(names))
     module = importlib.import_module(f"{__name__}.{name}")  # its own ImportError stays visible
     if not hasattr(module, does):
-        raise PenjingError(f"{name} does not {does}", where=f"penjing/quant/{name}.py", attempt=otherwise)
+        verb = next(verb for function, verb in _VERBS.items() if hasattr(module, function))
+        raise PenjingError(
+            f"{name} is not a method of penjing {_VERBS[does]}",
+            where=f"penjing/quant/{name}.py",
+            attempt=f"penjing {verb} MODEL OUT --method {name}",
+        )
     return module
 
 

@@ -15,7 +15,7 @@ from penjing.files import write_file
 from penjing.format.hf_writer import CheckpointWriter, Shard
 from penjing.format.safetensors_file import TensorSpec
 from penjing.stages import EVIDENCE, base
-from penjing.stages.quantize import plan
+from penjing.stages.codes import plan
 
 #: keys of a config that say whether matrices have biases, and the modules they are about
 _BIAS_KEYS = {"attention_bias": "self_attn.", "mlp_bias": "mlp."}

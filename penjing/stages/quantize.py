@@ -8,11 +8,9 @@ Shapes: O rows of a chunk, I inputs, N groups a row.
 
 from __future__ import annotations
 
-import dataclasses
 import fnmatch
-import itertools
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,19 +25,15 @@ from penjing.errors import PenjingError
 from penjing.evidence import Evidence, recording
 from penjing.format.families import Part
 from penjing.format.hf_writer import CheckpointWriter, Shard, ShardWriter
-from penjing.format.pack import LANES, Layout, pack_codes
-from penjing.format.safetensors_file import TensorSpec
+from penjing.format.pack import LANES
 from penjing.format.source import row_indices
 from penjing.quant import apply, layout_for, technique
 from penjing.stages import EVIDENCE, Progress, base, build_spec, inherit_evidence
-from penjing.stages.blocks import block_of
+from penjing.stages.codes import bits_per_weight, copy_rest, num_weights, packed, plan, row_chunks, runs
 from penjing.stages.weighing import Choice, Weighing
-from penjing.tensors.groups import Quantized
 from penjing.tensors.statistics import Importance
 
-_CHUNK = 1 << 22  # weights quantized at a time
 _FLOAT_BITS = 16  # `bits` that mean: leave this matrix in float
-_HEADS = ("lm_head.weight", "embed_out.weight")
 
 
 def quantize(
@@ -73,7 +67,8 @@ def quantize(
     settings |= {"overrides": [[pattern, dict(changes)] for pattern, changes in overrides]}
     corpus = None if calibration is None else calibration.digest
     step = {"stage": "quantize", "parent": parent.digest, "settings": settings, "corpus": corpus}
-    shards = plan(parent, chosen)
+    stored = {name: choice.layout for name, choice in chosen.items()}
+    shards = plan(parent, stored)
     with CheckpointWriter(out, shards, step=step, force=force) as writer:
         inherit_evidence(parent, writer.folder)
         with recording(
@@ -90,8 +85,8 @@ def quantize(
                 companions=parent.path if parent.path.is_dir() else None,
                 base=base(parent),
             )
-            work.before = {"bits_per_weight": 8 * parent.file_bytes / _num_weights(parent)}
-            work.after = {"bits_per_weight": _bits_per_weight(parent, chosen)}
+            work.before = {"bits_per_weight": 8 * parent.file_bytes / num_weights(parent)}
+            work.after = {"bits_per_weight": bits_per_weight(parent, stored)}
             work.child = open_checkpoint(writer.folder).digest
         writer.finish()
     return work.finished()
@@ -123,25 +118,6 @@ def choices(
     return found
 
 
-def plan(parent: Checkpoint, chosen: Mapping[str, Choice]) -> list[Shard]:
-    """One shard a block: embedding, each layer, the rest."""
-    num_layers = parent.architecture.num_layers
-    depth = dict.fromkeys(parent.tensors, num_layers + 1)
-    for part in parent.parts():
-        depth[part.source] = min(depth[part.source], block_of(part.name, num_layers))
-    if parent.architecture.tied:  # a copy of the embedding under the head's name would no longer be a copy
-        depth = {name: n for name, n in depth.items() if not (name.endswith(_HEADS) and n == num_layers + 1)}
-    tensors: list[dict[str, TensorSpec]] = [{} for _ in range(num_layers + 2)]
-    for name, n in depth.items():
-        info = parent.tensors[name]
-        tensors[n][name] = TensorSpec(info.dtype, tuple(info.shape))
-    layouts: list[dict[str, Layout]] = [{} for _ in range(num_layers + 2)]
-    for part in parent.parts():
-        if part.name in chosen:
-            layouts[depth[part.source]][part.name] = chosen[part.name].layout
-    return [Shard(*pair) for pair in zip(tensors, layouts, strict=True) if pair[0]]
-
-
 def _write_shards(
     parent: Checkpoint,
     chosen: Mapping[str, Choice],
@@ -167,7 +143,7 @@ def _write_shards(
                     _quantize_part(parent, part, chosen[part.name], weighing, shard, seed)
                     for part in parts.get(name, [])
                 ]
-                _copy_rest(parent, name, quantized_rows, shard)
+                copy_rest(parent, name, quantized_rows, shard)
                 done += 1
     if progress is not None:
         progress("quantized", done, total)
@@ -186,7 +162,7 @@ def _quantize_part(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)  # for each matrix, so that a run that continues makes the same choices
         book_K: torch.Tensor | None = None
-        for rows in _row_chunks(choice.layout):
+        for rows in row_chunks(choice.layout):
             weight_OI = parent.read_part(part, rows)
             if not np.isfinite(weight_OI).all():
                 raise PenjingError(
@@ -199,9 +175,9 @@ def _quantize_part(
             if rows.start and not _same_book(quantized.book_K, book_K):
                 raise ValueError(f"{part.name}: {choice.method} chose another book for later rows")
             book_K = quantized.book_K
-            shard.write_codes(part.name, _packed(quantized, choice.layout, part.name), rows.start // LANES)
+            shard.write_codes(part.name, packed(quantized, choice.layout, part.name), rows.start // LANES)
             shipped_OI = quantized.dequantize().numpy()
-            for begin, end in _runs(index[rows]):
+            for begin, end in runs(index[rows]):
                 shard.write(part.source, shipped_OI[begin:end], int(index[rows.start + begin]))
     return index
 
@@ -210,61 +186,5 @@ def _read_child(parent: Checkpoint, writer: CheckpointWriter, part: Part) -> NDA
     return gather_part(part, writer.read, parent.tensors[part.source].shape[0])
 
 
-def _packed(quantized: Quantized, layout: Layout, name: str) -> dict[str, NDArray[Any]]:
-    if not quantized.scale_ON.isfinite().all():
-        raise PenjingError(
-            "a weight is too large for a scale in float16", where=name, attempt="leave this matrix in float: bits=16"
-        )
-    if (quantized.bits, quantized.levels) != (layout.bits, layout.levels):
-        raise ValueError(f"{name}: {quantized.bits} bits ({quantized.levels}) where {layout} was said")
-    code_OI = quantized.code_ONG.flatten(1).numpy()
-    zero_ON = None if quantized.zero_ON is None else quantized.zero_ON.numpy()
-    book_K = None if quantized.book_K is None else quantized.book_K.numpy()
-    chunk = dataclasses.replace(layout, rows=len(code_OI))
-    return pack_codes(chunk, code_OI, quantized.scale_ON.numpy(), zero_ON, book_K)
-
-
 def _same_book(one: torch.Tensor | None, other: torch.Tensor | None) -> bool:
     return one is other or (one is not None and other is not None and torch.equal(one, other))
-
-
-def _copy_rest(parent: Checkpoint, tensor: str, written: Sequence[NDArray[np.intp]], shard: ShardWriter) -> None:
-    """Rows of a tensor that no quantized matrix has written, as they are."""
-    shape = parent.tensors[tensor].shape
-    if not shape:
-        shard.write(tensor, parent.read(tensor))
-        return
-    left = np.ones(shape[0], bool)
-    for index in written:
-        left[index] = False
-    step = max(1, _CHUNK // max(1, int(np.prod(shape[1:]))))
-    rows = np.flatnonzero(left)
-    for begin, end in _runs(rows):
-        for start in range(int(rows[begin]), int(rows[end - 1]) + 1, step):
-            stop = min(start + step, int(rows[end - 1]) + 1)
-            shard.write(tensor, parent.read(tensor, slice(start, stop)), start)
-
-
-def _row_chunks(layout: Layout) -> Iterator[slice]:
-    """Whole panels of about _CHUNK weights."""
-    step = max(1, _CHUNK // (LANES * layout.cols)) * LANES
-    for start in range(0, layout.rows, step):
-        yield slice(start, min(start + step, layout.rows))
-
-
-def _runs(index: NDArray[np.intp]) -> Iterator[tuple[int, int]]:
-    """Spans (begin, end) of `index` in which it rises by one."""
-    breaks = np.flatnonzero(np.diff(index) != 1) + 1
-    edges = [0, *breaks.tolist(), len(index)]
-    return ((begin, end) for begin, end in itertools.pairwise(edges) if end > begin)
-
-
-def _num_weights(parent: Checkpoint) -> int:
-    return sum(int(np.prod(info.shape)) for info in parent.tensors.values())
-
-
-def _bits_per_weight(parent: Checkpoint, chosen: Mapping[str, Choice]) -> float:
-    """Of the weights as they will be packed: codes, scales and zero points, 16 bits for whatever stays in float."""
-    coded = sum(choice.layout.rows * choice.layout.cols for choice in chosen.values())
-    floats = _num_weights(parent) - coded
-    return 8 * (sum(choice.layout.nbytes for choice in chosen.values()) + 2 * floats) / _num_weights(parent)

@@ -53,7 +53,7 @@ def nearest(way: str, books: list) -> SimpleNamespace:
 
 @pytest.mark.parametrize("way", WAYS)
 def test_codes_reach_the_file(tiny_model, tmp_path, monkeypatch, way):
-    monkeypatch.setattr("penjing.stages.quantize._CHUNK", 16 * 36)  # many chunks
+    monkeypatch.setattr("penjing.stages.codes._CHUNK", 16 * 36)  # many chunks
     books: list = []
     method = nearest(way, books)
     monkeypatch.setattr("penjing.stages.quantize.technique", lambda name: method)
@@ -79,7 +79,7 @@ def test_codes_reach_the_file(tiny_model, tmp_path, monkeypatch, way):
 
 
 def test_a_technique_that_changes_its_book_is_stopped(tiny_model, tmp_path, monkeypatch):
-    monkeypatch.setattr("penjing.stages.quantize._CHUNK", 16 * 36)
+    monkeypatch.setattr("penjing.stages.codes._CHUNK", 16 * 36)
     method = nearest("book", [])
     real, turns = method.quantize, iter(range(1000))
     method.quantize = lambda spec, weight_OI, book_K=None: real(spec, weight_OI, BOOK.clone().add_(-next(turns) % 2))

@@ -104,10 +104,10 @@ def test_a_run_that_stopped_goes_on_to_the_same_bytes(tiny_model, tmp_path, monk
 
 def test_what_prepares_does_not_quantize_and_the_other_way_round(tiny_model, tmp_path):
     parent = open_checkpoint(tiny_model("llama").path)
-    with pytest.raises(PenjingError, match="awq does not quantize") as caught:
+    with pytest.raises(PenjingError, match="awq is not a method of penjing quantize") as caught:
         quantize(parent, tmp_path / "child", method="awq")
     assert "penjing prepare" in caught.value.attempt
-    with pytest.raises(PenjingError, match="rtn does not change"):
+    with pytest.raises(PenjingError, match="rtn is not a method of penjing prepare"):
         prepare(parent, tmp_path / "child", method="rtn")
     with pytest.raises(PenjingError, match="needs text"):
         prepare(parent, tmp_path / "child", method="awq")

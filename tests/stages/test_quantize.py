@@ -39,7 +39,7 @@ def same_files(first: Path, second: Path) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_floats_and_codes_are_the_same_weights(tiny_model, tmp_path, family, monkeypatch):
-    monkeypatch.setattr("penjing.stages.quantize._CHUNK", 16 * 36)  # many chunks
+    monkeypatch.setattr("penjing.stages.codes._CHUNK", 16 * 36)  # many chunks
     tiny = tiny_model(family)
     parent = open_checkpoint(tiny.path)
     before = {path.name: path.read_bytes() for path in tiny.path.iterdir()}
@@ -181,11 +181,11 @@ def test_weights_that_cannot_be_quantized_are_told_by_name(tiny_model, tmp_path,
 
 
 def test_rows_are_cut_where_order_breaks():
-    from penjing.stages.quantize import _runs
+    from penjing.stages.codes import runs
 
     index = row_indices(np.array([4, 5, 6, 0, 1, 9, 8]), 10)
-    assert list(_runs(index)) == [(0, 3), (3, 5), (5, 6), (6, 7)]
-    assert list(_runs(index[:0])) == []
+    assert list(runs(index)) == [(0, 3), (3, 5), (5, 6), (6, 7)]
+    assert list(runs(index[:0])) == []
 
 
 # One interpreter that imports torch once and forks a child for each run: the child is what gets killed.
@@ -245,9 +245,9 @@ from pathlib import Path
 import torch
 from penjing import evidence
 from penjing.checkpoint import open_checkpoint
-from penjing.stages import quantize
+from penjing.stages import codes, quantize
 torch.set_num_threads(1)
-quantize._CHUNK = int(sys.argv[3])
+codes._CHUNK = int(sys.argv[3])
 quantize.quantize(open_checkpoint(sys.argv[1]), Path(sys.argv[2]), overrides=[("embed", {"bits": 8})])
 print(evidence.peak_rss_bytes())  # not ru_maxrss: a child inherits that from the process that started it
 """
