@@ -397,10 +397,11 @@ class Model:
         self, out: Path, data: str | Path | Corpus, seed: int, progress: Progress | None
     ) -> tuple[Mapping[str, Importance], Windows]:
         """How much the loss on a text minds errors in each matrix, and that text."""
-        from penjing.measure.compare import WINDOW, held_out_windows
+        from penjing.measure.compare import WINDOW
         from penjing.stages.calibrate import calibrate
+        from penjing.stages.calibration_text import calibration_windows
 
-        windows = held_out_windows(self.checkpoint, _corpus(data), WINDOW, CALIBRATION_WINDOWS)
+        windows = calibration_windows(self.checkpoint, _corpus(data), length=WINDOW, count=CALIBRATION_WINDOWS)
         cache = out.with_name(f"{out.name}.importance.safetensors")
         return calibrate(self.checkpoint, windows, cache=cache, seed=seed, progress=progress), windows
 

@@ -71,6 +71,9 @@ class GgufFile:
         licence = header.fields.get("general.license")
         if isinstance(licence, str):
             self.config["license"] = licence
+        languages = header.fields.get("general.languages")
+        if isinstance(languages, list) and all(isinstance(code, str) for code in languages):
+            self.config["language"] = languages
         self.generation = generation_config(header.fields)
         template = header.fields.get("tokenizer.chat_template")
         self.chat_template = template if isinstance(template, str) else None

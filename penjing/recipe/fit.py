@@ -33,6 +33,7 @@ from penjing.recipe.search import Option, allocate, size
 from penjing.runtime.binding import isa
 from penjing.stages import EVIDENCE, Progress
 from penjing.stages.calibrate import calibrate
+from penjing.stages.calibration_text import calibration_windows
 from penjing.stages.pack import check_out, pack
 from penjing.stages.quantize import quantize
 from penjing.tensors.statistics import Importance
@@ -114,10 +115,9 @@ def _make_folder(run: Path) -> None:
 
 def _windows(parent: Checkpoint, data: Corpus, seed: int) -> tuple[Windows, Windows]:
     """Calibration and held-out windows, which share no text."""
-    calibration, held_out = (
-        held_out_windows(parent, part, WINDOW, count)
-        for part, count in zip(split(data, seed=seed), (CALIBRATION_WINDOWS, HELD_OUT_WINDOWS), strict=True)
-    )
+    to_calibrate, to_judge = split(data, seed=seed)
+    calibration = calibration_windows(parent, to_calibrate, length=WINDOW, count=CALIBRATION_WINDOWS)
+    held_out = held_out_windows(parent, to_judge, WINDOW, HELD_OUT_WINDOWS)
     check_disjoint(calibration, held_out)
     return calibration, held_out
 

@@ -18,6 +18,7 @@ from penjing.format.families import Part
 from penjing.format.safetensors_file import SafetensorsFile, SafetensorsWriter, TensorSpec
 from penjing.measure import torch_model
 from penjing.stages import Progress
+from penjing.tensors.precision import fast_products
 from penjing.tensors.statistics import Importance, importances, weight_names
 
 _KEY = "calibration"
@@ -40,7 +41,8 @@ def calibrate(
     sizes = [4 * cols * cols for name, (_, cols) in parent.architecture.matrix_shapes().items() if name != "embed"]
     hessians = sum(sizes) <= _MOST_HESSIANS
     model = torch_model.load(parent)
-    by_weight = importances(model, tokens_WT, hessians=hessians, seed=seed, progress=progress)
+    with fast_products():
+        by_weight = importances(model, tokens_WT, hessians=hessians, seed=seed, progress=progress)
     found = {}
     for part in parent.parts():
         if part.name in parent.architecture.matrix_shapes():

@@ -31,7 +31,7 @@ from penjing.quant import apply, layout_for, technique
 from penjing.stages import EVIDENCE, Progress, base, build_spec, inherit_evidence
 from penjing.stages.codes import bits_per_weight, copy_rest, num_weights, packed, plan, row_chunks, runs
 from penjing.stages.weighing import Choice, Weighing
-from penjing.tensors.statistics import Importance
+from penjing.tensors.statistics import Importance, dead_inputs
 
 _FLOAT_BITS = 16  # `bits` that mean: leave this matrix in float
 
@@ -87,6 +87,9 @@ def quantize(
             )
             work.before = {"bits_per_weight": 8 * parent.file_bytes / num_weights(parent)}
             work.after = {"bits_per_weight": bits_per_weight(parent, stored)}
+            dead = dead_inputs({name: importance for name, importance in (importances or {}).items() if name in chosen})
+            if dead:
+                work.after["dead_inputs"] = dead
             work.child = open_checkpoint(writer.folder).digest
         writer.finish()
     return work.finished()

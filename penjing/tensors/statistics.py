@@ -23,7 +23,7 @@ Shapes: W windows, T tokens a window, O outputs, I inputs, K products that add u
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -88,13 +88,40 @@ def _backward_of_sampled_labels(model: Any, tokens_T: Tensor, generator: torch.G
     if not logit_TV.isfinite().all():
         raise PenjingError(
             "logits that are not finite: the model overflows or holds NaN",
-            where="calibration",
-            attempt="penjing measure on the parent, or other calibration text",
+            where=f"calibration, first in what {_first_not_finite(model, tokens_T)} puts out",
+            attempt="repair or train the model again there, or other calibration text",
         )
     with torch.no_grad():
         label_T = torch.multinomial(logit_TV.softmax(dim=-1), 1, generator=generator)[:, 0]
     nll = nn.functional.cross_entropy(logit_TV, label_T, reduction="sum")
     nll.backward()  # type: ignore[no-untyped-call]
+
+
+def _first_not_finite(model: Any, tokens_T: Tensor) -> str:
+    """The first matrix whose outputs are NaN or infinite; "none" where it is what comes after them."""
+    found: list[str] = []
+
+    def look(name: str, output: Tensor) -> None:
+        if not found and not output.isfinite().all():
+            found.append(name)
+
+    names = weight_names(model)
+    handles = [
+        module.register_forward_hook(lambda _, __, output, name=name: look(name, output))
+        for module, name in names.items()
+    ]
+    try:
+        model(input_ids=tokens_T[None], use_cache=False)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found[0] if found else "none of its matrices"
+
+
+def dead_inputs(found: Mapping[str, Importance]) -> dict[str, int]:
+    """Matrices with inputs that were zero or felt by nothing in the whole text, and how many they are."""
+    counts = {name: int((importance.input_KI.sum(dim=0) == 0).sum()) for name, importance in found.items()}
+    return {name: count for name, count in counts.items() if count}
 
 
 class _Collector:

@@ -8,6 +8,7 @@ from penjing.checkpoint import open_checkpoint
 from penjing.data.text import Windows
 from penjing.errors import PenjingError
 from penjing.stages.calibrate import calibrate
+from penjing.tensors.statistics import dead_inputs
 
 
 def windows(seed=0, vocab=101):
@@ -55,3 +56,32 @@ def test_a_model_that_overflows_is_named(tiny_model, tmp_path, monkeypatch):
     with pytest.raises(PenjingError, match="not finite"):
         calibrate(checkpoint, windows(), cache=tmp_path / "c.safetensors")
     assert not (tmp_path / "c.safetensors").exists()
+
+
+def test_the_matrix_that_overflows_is_named(tiny_model, tmp_path, monkeypatch):
+    checkpoint = open_checkpoint(tiny_model("llama").path)
+    read = checkpoint.read
+
+    def broken(name, rows=None):
+        found = read(name, rows)
+        return np.full_like(found, np.inf) if name == "model.layers.1.mlp.up_proj.weight" else found
+
+    monkeypatch.setattr(checkpoint, "read", broken)
+    with pytest.raises(PenjingError, match="not finite") as caught:
+        calibrate(checkpoint, windows(), cache=tmp_path / "c.safetensors")
+    assert "model.layers.1.mlp.up_proj.weight" in caught.value.where
+
+
+def test_dead_inputs_are_counted(tiny_model, tmp_path, monkeypatch):
+    checkpoint = open_checkpoint(tiny_model("llama").path)
+    read = checkpoint.read
+
+    def dead(name, rows=None):
+        found = read(name, rows)
+        if name == "model.layers.2.mlp.up_proj.weight":
+            found[3:5] = 0  # what these rows put out is what columns 3 and 4 of down read
+        return found
+
+    monkeypatch.setattr(checkpoint, "read", dead)
+    found = calibrate(checkpoint, windows(), cache=tmp_path / "c.safetensors")
+    assert dead_inputs({"down": found["layers.2.down"], "o": found["layers.2.o"]}) == {"down": 2}
