@@ -40,6 +40,12 @@ def command(
         float | None,
         typer.Option("--max-loss", help="Held-out perplexity may grow by this fraction.", show_default=False),
     ] = None,
+    minutes: Annotated[
+        float | None,
+        typer.Option(
+            "--minutes", min=0.0, help="To spend on learning from the parent what quantizing lost.", show_default=False
+        ),
+    ] = None,
     seed: Seed = 0,
     force: Force = False,
     as_json: Json = False,
@@ -61,6 +67,7 @@ def command(
             device=device,
             min_speed=min_speed,
             max_loss=max_loss,
+            minutes=minutes,
             seed=seed,
             force=force,
             progress=report,

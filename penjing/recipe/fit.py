@@ -27,7 +27,7 @@ from penjing.measure.memory import measure_memory
 from penjing.measure.probe import read_device
 from penjing.measure.quality import quality
 from penjing.measure.speed import speeds
-from penjing.recipe.options import METHOD, options
+from penjing.recipe.options import METHOD, TUNED_BY, options
 from penjing.recipe.report import report
 from penjing.recipe.search import Option, allocate, size
 from penjing.runtime.binding import isa
@@ -36,12 +36,14 @@ from penjing.stages.calibrate import calibrate
 from penjing.stages.calibration_text import calibration_windows
 from penjing.stages.pack import check_out, pack
 from penjing.stages.quantize import quantize
+from penjing.stages.tune import tune
 from penjing.tensors.statistics import Importance
 
 CALIBRATION_WINDOWS = 12
 HELD_OUT_WINDOWS = 16
 _HEADER_BYTES_A_MATRIX = 400  # a first guess: names, layout, settings; the packed file corrects it
-_RECORD_BYTES = 8 << 10  # that the proof will add to the header at most
+_RECORD_BYTES = 12 << 10  # that tuning and the proof will add to the header at most
+_PROOF_BYTES = 8 << 10  # of these, what the proof will
 _ATTEMPTS = 4
 _SLACK = 0.005  # bytes left unused, as a fraction, that are not worth another attempt
 #: of the device's read bandwidth that decoding is expected to reach, where only --min-speed bounds the size
@@ -67,6 +69,7 @@ def fit(
     device: Path | None = None,
     min_speed: float | None = None,
     max_loss: float | None = None,
+    minutes: float | None = None,
     seed: int = 0,
     force: bool = False,
     progress: Progress | None = None,
@@ -74,7 +77,8 @@ def fit(
     """Write `out`, the best model within the limits for this text, and prove it.
 
     Bytes bound the choice; without them the loss does, else the speed. What was not used to choose is checked by
-    measuring: a result that breaks a limit is an error, and stays in `OUT.run/` with its evidence.
+    measuring: a result that breaks a limit is an error, and stays in `OUT.run/` with its evidence. `minutes` are spent
+    on tuning: what was quantized learns from its float parent, in the same bytes.
     Returns {"out", "before", "after", "seconds", "peak_rss_bytes"}. Raises PenjingError.
     """
     out = Path(out)
@@ -84,8 +88,9 @@ def fit(
     run = out.with_suffix(".run")
     cache = run / "importance.safetensors"
     _make_folder(run)
-    calibration, held_out = _windows(parent, data, seed)
+    learnt, calibration, held_out = _texts(parent, data, seed)
     settings = {"max_bytes": max_bytes, "min_speed": min_speed, "max_loss": max_loss, "seed": seed, "method": METHOD}
+    settings |= {} if minutes is None else {"minutes": minutes}
     with recording(
         "fit", settings, path=run / EVIDENCE, parent=parent.digest, corpus=held_out.digest, isa=isa()
     ) as work:
@@ -93,12 +98,15 @@ def fit(
         draft = run / out.name
         possible = options(parent, importances, progress=progress)
         chosen = make_within(parent, run, draft, possible, importances, calibration, limits, seed, progress)
+        made = run / "quantized"
+        if minutes is not None:
+            made = make_tuned(parent, run, draft, learnt, minutes, seed, progress)
         work.before, work.after = _prove(parent, draft, held_out, progress)
         work.after["predicted_kl"] = sum(option.error for option in chosen.values())
         work.child = open_checkpoint(draft).digest
         _check_limits(work.before, work.after, limits, draft)
     fitted = work.finished()
-    replace_evidence(draft, [*records.read(run / "quantized" / EVIDENCE), fitted.to_json()])
+    replace_evidence(draft, [*records.read(made / EVIDENCE), fitted.to_json()])
     os.replace(draft, out)
     report(out, run / "report.html")
     cache.unlink(missing_ok=True)  # larger than the model, and only a re-run would have needed it
@@ -113,13 +121,13 @@ def _make_folder(run: Path) -> None:
         raise os_error(error, run) from error
 
 
-def _windows(parent: Checkpoint, data: Corpus, seed: int) -> tuple[Windows, Windows]:
-    """Calibration and held-out windows, which share no text."""
-    to_calibrate, to_judge = split(data, seed=seed)
-    calibration = calibration_windows(parent, to_calibrate, length=WINDOW, count=CALIBRATION_WINDOWS)
-    held_out = held_out_windows(parent, to_judge, WINDOW, HELD_OUT_WINDOWS)
+def _texts(parent: Checkpoint, data: Corpus, seed: int) -> tuple[Corpus, Windows, Windows]:
+    """The text to learn from, calibration windows of it, and held-out windows of text that it does not share."""
+    learnt, apart = split(data, seed=seed)
+    calibration = calibration_windows(parent, learnt, length=WINDOW, count=CALIBRATION_WINDOWS)
+    held_out = held_out_windows(parent, apart, WINDOW, HELD_OUT_WINDOWS)
     check_disjoint(calibration, held_out)
-    return calibration, held_out
+    return learnt, calibration, held_out
 
 
 def make_within(
@@ -155,6 +163,27 @@ def make_within(
             break
         beside = beside_now
     return chosen
+
+
+def make_tuned(
+    parent: Checkpoint,
+    run: Path,
+    draft: Path,
+    learnt: Corpus,
+    minutes: float,
+    seed: int,
+    progress: Progress | None,
+) -> Path:
+    """Tune what `make_within` has quantized, and pack it over the draft; the folder of the tuned child."""
+    tuned, quantized = run / "tuned", open_checkpoint(run / "quantized")
+    known = [record for record in records.read(tuned / EVIDENCE) if record.get("stage") == "tune"]
+    if not (known and known[-1].get("parent") == quantized.digest and known[-1]["settings"].get("minutes") == minutes):
+        tune(
+            quantized, tuned, parent=parent, data=learnt, method=TUNED_BY, minutes=minutes,
+            force=True, seed=seed, progress=progress,
+        )  # fmt: skip
+    pack(open_checkpoint(tuned), draft, force=True, progress=progress)
+    return tuned
 
 
 def _choose(possible: Mapping[str, list[Option]], limits: Limits, beside: int) -> dict[str, Option]:
@@ -226,7 +255,7 @@ def _prove(
 
 def _check_limits(before: Mapping[str, Any], after: Mapping[str, Any], limits: Limits, draft: Path) -> None:
     """Raise PenjingError where what was measured breaks a limit."""
-    if limits.max_bytes is not None and after["bytes"] + _RECORD_BYTES > limits.max_bytes:
+    if limits.max_bytes is not None and after["bytes"] + _PROOF_BYTES > limits.max_bytes:
         raise PenjingError(
             f"the file has {after['bytes']:,} bytes, {limits.max_bytes:,} are allowed",
             where=str(draft),

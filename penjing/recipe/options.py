@@ -19,6 +19,8 @@ from penjing.tensors.statistics import Importance
 
 #: how matrices are quantized in the end, and the quicker one by which options are priced
 METHOD, PRICED_BY = "gptq", "scale_search"
+#: what spends the minutes that are given for tuning
+TUNED_BY = "qat"
 #: measured KL after METHOD as a fraction of what is expected of PRICED_BY, for matrices whose inputs have a Hessian.
 #: SmolLM2-135M, calibrated on one text and measured on another: 0.46 for the body alone in groups of 32, at 4 bits as
 #: at 3; about 0.6 in whole files of 76 and 60 MB, where bits are chosen by these very estimates

@@ -9,6 +9,7 @@ Shapes: W windows, T tokens a window.
 from __future__ import annotations
 
 import dataclasses
+import json
 import shutil
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -24,6 +25,7 @@ from penjing.checkpoint import Checkpoint, open_checkpoint
 from penjing.data.text import Corpus, Windows, check_disjoint, load_tokenizer, split, windows
 from penjing.errors import PenjingError
 from penjing.evidence import Evidence, recording
+from penjing.files import os_error, write_file
 from penjing.format.families import Part
 from penjing.format.hf_writer import CheckpointWriter, Shard, ShardWriter
 from penjing.format.source import row_indices
@@ -41,6 +43,7 @@ from penjing.train.optimizers import Schedule
 #: no run gets so far: what ends it is its minutes
 _MANY_STEPS = 1_000_000
 _SAVE_EVERY_S = 300.0  # a state of SmolLM2's latents with Adam's moments is 1.6 GB
+_STEP = "step.json"
 _APART = 0.05  # fraction of the text that is kept apart
 _CURVE_POINTS = 24  # of the curve that the evidence keeps: it travels in the packed file's header
 
@@ -94,9 +97,10 @@ def tune(
     shards = plan(child, child.quantized)
     with CheckpointWriter(out, shards, step=step, force=force) as writer:
         inherit_evidence(child, writer.folder)
+        folder = _folder(out, step)
         with recording("tune", said, path=writer.folder / EVIDENCE, parent=child.digest, corpus=learnt.digest) as work:
             made = _student(child, parent, technique, settings)
-            trained = _train(made, parent, training, settings, (learnt, apart), _folder(out), minutes, seed, progress)
+            trained = _train(made, parent, training, settings, (learnt, apart), folder, minutes, seed, progress)
             _write_shards(child, made, shards, writer)
             writer.write_texts(
                 config=child.config,
@@ -110,12 +114,22 @@ def tune(
             work.after = _told(trained) | {"bits_per_weight": bits_per_weight(child, child.quantized)}
             work.child = open_checkpoint(writer.folder).digest
         writer.finish()
-    shutil.rmtree(_folder(out), ignore_errors=True)
+    shutil.rmtree(folder, ignore_errors=True)
     return work.finished()
 
 
-def _folder(out: Path) -> Path:
-    return out.with_name(f"{out.name}.tuning")
+def _folder(out: Path, step: Mapping[str, Any]) -> Path:
+    """Where training is kept: what another step has left there is removed."""
+    folder, wanted = out.with_name(f"{out.name}.tuning"), json.dumps(step, sort_keys=True).encode()
+    try:
+        if folder.exists() and (not (folder / _STEP).is_file() or (folder / _STEP).read_bytes() != wanted):
+            shutil.rmtree(folder)
+        if not folder.exists():
+            folder.mkdir()
+            write_file(folder / _STEP, wanted)
+    except OSError as error:
+        raise os_error(error, folder) from error
+    return folder
 
 
 def _settings(technique: Tuning, method: str, spec: Mapping[str, Any]) -> tuple[Any, Training]:

@@ -1,5 +1,6 @@
 """The main job on a tiny model, whole: within its bytes, proven, resumable, and honest about limits that it misses."""
 
+import functools
 import json
 import random
 
@@ -8,7 +9,7 @@ import pytest
 
 from penjing import evidence
 from penjing.checkpoint import open_checkpoint
-from penjing.data.text import Corpus
+from penjing.data.text import Corpus, load_tokenizer
 from penjing.errors import PenjingError
 from penjing.format.container import open_container
 from penjing.recipe import fit as module
@@ -74,6 +75,35 @@ def test_killed_after_quantizing_it_goes_on_and_gives_the_same_file(quick, talke
     with open_container(tmp_path / "at-once.penjing") as one, open_container(tmp_path / "killed.penjing") as other:
         assert one.tensors == other.tensors
         assert all(np.array_equal(one.tensor(name), other.tensor(name)) for name in one.tensors)
+
+
+def test_minutes_are_spent_on_tuning_and_kept_in_the_evidence(quick, talker, tmp_path, monkeypatch):
+    parent, calls = open_checkpoint(talker), []
+    # how far training gets in its seconds differs, and at random weights 8-bit activations move perplexity by 0.6%
+    loose = functools.partial(module.shipped_vs_simulated, max_difference=0.03)
+    monkeypatch.setattr(module, "shipped_vs_simulated", loose)
+    monkeypatch.setattr(module, "_texts", lambda *given, kept=module._texts: calls.append(kept(*given)) or calls[-1])
+    plain = fit(parent, tmp_path / "plain.penjing", data=corpus(), max_bytes=50_000)
+    tuned = fit(parent, tmp_path / "tuned.penjing", data=corpus(), max_bytes=50_000, minutes=0.1)
+    assert tuned["after"]["quality"]["kl_to_parent"] < 0.9 * plain["after"]["quality"]["kl_to_parent"]
+    assert (tmp_path / "tuned.penjing").stat().st_size <= 50_000
+    with open_container(tmp_path / "tuned.penjing") as container:
+        assert [record["stage"] for record in container.evidence] == ["quantize", "tune", "fit"]
+        tuning = container.evidence[1]
+    assert tuning["settings"]["minutes"] == 0.1
+    assert tuning["after"]["kl_to_parent"] < tuning["before"]["kl_to_parent"]
+    learnt, _, held_out = calls[-1]
+    held_out_text = parent_text(parent, held_out)
+    assert not any(text in document for document in learnt.documents for text in held_out_text)
+    # again, what was tuned is not tuned anew
+    monkeypatch.setattr(module, "tune", None)
+    again = fit(parent, tmp_path / "tuned.penjing", data=corpus(), max_bytes=50_000, minutes=0.1, force=True)
+    assert again["after"]["quality"] == tuned["after"]["quality"]
+
+
+def parent_text(parent, windows):
+    tokenizer = load_tokenizer(parent.tokenizer_json)
+    return [tokenizer.decode(tokens_T.tolist())[20:80] for tokens_T in windows.tokens_WT]
 
 
 def test_bytes_that_nothing_fits_are_refused_and_nothing_is_left(quick, talker, tmp_path):
