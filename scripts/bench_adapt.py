@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -147,11 +148,14 @@ def report(found: dict[str, Any]) -> str:
         "# Adapting on real data",
         "",
         (
-            f"{PARENT}, `{found['command']}`. Machine: {found['device']['cpu']}, {found['device']['cores']} cores. "
+            f"{PARENT}. Machine: {found['device']['cpu']}, {found['device']['cores']} cores. "
             f"Versions: {', '.join(f'{name} {number}' for name, number in found['versions'].items())}."
         ),
         "",
-        "Rates are chosen on validation data, weights by validation loss; test data is judged once. 95% intervals.",
+        (
+            "The best weights are chosen by validation loss, the rate by validation score where several were tried;"
+            " test data is judged once. 95% intervals. Minutes are of training, evaluations on the way included."
+        ),
         "",
         "| task | method | minutes | test | interval | validation | rate | epochs | tokens/s | peak memory |",
         "| --- | --- | --: | --: | --- | --: | --: | --: | --: | --: |",
@@ -161,12 +165,16 @@ def report(found: dict[str, Any]) -> str:
         cells = [row["task"], row["method"], f"{row['minutes']:g}", f"{row['measure']} {test['value']:.3f}"]
         cells.append(f"{test['low']:.3f} to {test['high']:.3f}")
         if row["minutes"]:
-            cells += [f"{row['validation']['value']:.3f}", f"{row['rate']:g}", f"{row['epochs']:.2f}"]
+            tried = ", ".join(f"{float(rate):g}" for rate in row["trials"])
+            rate = f"{row['rate']:g} of {tried}" if tried else f"{row['rate']:g}, given"
+            cells += [f"{row['validation']['value']:.3f}", rate, f"{row['epochs']:.2f}"]
             cells += [f"{row['tokens'] / row['seconds']:.0f}", f"{row['peak_rss_bytes'] / 1e9:.2f} GB"]
         else:
             cells += [""] * 5
         lines.append(f"| {' | '.join(cells)} |")
-    lines += ["", *(f"* {name}: {split}." for name, split in found["splits"].items()), ""]
+    commands = dict.fromkeys(row["command"] for row in found["rows"])
+    lines += ["", *(f"* `{command}`" for command in commands)]
+    lines += [*(f"* {name}: {split}." for name, split in found["splits"].items()), ""]
     return "\n".join(lines)
 
 
@@ -200,7 +208,7 @@ def main() -> None:
     args.work.mkdir(parents=True, exist_ok=True)
     stored = args.out.with_suffix(".json")
     found = json.loads(stored.read_text()) if stored.exists() else {"rows": [], "splits": {}}
-    command = "make bench-adapt"
+    command = " ".join(["python", *sys.argv])
     for name in args.task:
         task = TASKS[name](args.data / name)
         for minutes in (0.0, *args.minutes):
@@ -208,9 +216,9 @@ def main() -> None:
             if any((r["task"], r["minutes"], r["method"]) == (name, minutes, method) for r in found["rows"]):
                 continue
             row = run(name, task, minutes, args, args.work) if minutes else base(name, task)
+            row["command"] = command
             print(json.dumps({key: value for key, value in row.items() if "curve" not in key}), flush=True)
             found = {
-                "command": command,
                 "device": device(),
                 "versions": versions(),
                 "splits": found["splits"] | {name: task.split},
