@@ -7,6 +7,10 @@
 
 #if defined(__x86_64__)
 #include <cpuid.h>
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 #elif defined(__aarch64__) && defined(__linux__)
 #include <asm/hwcap.h>
 #include <sys/auxv.h>
@@ -15,7 +19,7 @@
 namespace penjing {
 namespace {
 
-constexpr int kMaxTables = 5;
+constexpr int kMaxTables = 6;
 
 struct Tables {
   const Kernels* table[kMaxTables];
@@ -29,6 +33,24 @@ bool has_avxvnni() {
   unsigned eax, ebx, ecx, edx;
   return __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) && (eax >> 4 & 1);
 }
+
+#if defined(PENJING_AMX)
+// AMX-TILE and AMX-INT8 (leaf 7, EDX bits 24 and 25), registers that the system saves (XCR0 bits 17 and 18), and the
+// system's leave to use them, which a process has to ask for.
+bool has_amx() {
+#if defined(__linux__)
+  constexpr int kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+  unsigned eax, ebx, ecx, edx, xcr0_high, xcr0;
+  if (!__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) || (edx >> 24 & 3) != 3) return false;
+  if (!__get_cpuid(1, &eax, &ebx, &ecx, &edx) || !(ecx >> 27 & 1)) return false;  // OSXSAVE: xgetbv is there
+  asm volatile("xgetbv" : "=a"(xcr0), "=d"(xcr0_high) : "c"(0));
+  if ((xcr0 >> 17 & 3) != 3) return false;
+  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#else
+  return false;
+#endif
+}
+#endif
 #endif
 
 Tables find_tables() {
@@ -44,6 +66,9 @@ Tables find_tables() {
   if (avx2 && has_avxvnni()) found.table[found.count++] = &kAvxVnniKernels;
 #endif
   if (avx2 && avx512) found.table[found.count++] = &kAvx512VnniKernels;
+#if defined(PENJING_AMX)
+  if (avx2 && avx512 && has_amx()) found.table[found.count++] = &avx512amx_kernels();
+#endif
 #elif defined(__aarch64__)
 #if defined(__linux__)
   const unsigned long needed = HWCAP_ASIMDDP | HWCAP_ASIMDHP | HWCAP_FPHP;
@@ -87,10 +112,11 @@ const Kernels* const* available_kernels(int* count) {
   return tables().table;
 }
 
-// Panels with a byte a code; 8-bit codes are used where they lie.
+// Panels with a byte a code, and the scales of a tile's columns.
 size_t linear_scratch_bytes(const Matrix& w) {
-  if (w.kind != PJ_CODES || w.bits == 8) return 0;
-  return static_cast<size_t>(kMaxTilePanels) * w.num_groups * w.stride * kLanes;
+  if (w.kind != PJ_CODES) return 0;
+  const size_t groups = static_cast<size_t>(w.num_groups);
+  return groups * (static_cast<size_t>(kMaxTilePanels) * w.stride * kLanes + kMaxTileColumns * sizeof(float));
 }
 
 // Weighted sums of the values for a tile of queries.

@@ -54,7 +54,7 @@ void bench_codes(const Kernels& k, const Kernels& oracle, int rows, int cols, in
   const Matrix& w = matrices[0].matrix;
   const size_t ld = static_cast<size_t>(w.num_panels) * PJ_LANES;
   std::vector<float> y(ld * columns), expected(ld * columns);
-  std::vector<uint8_t> scratch(penjing::linear_scratch_bytes(w));
+  penjing::AlignedVector<uint8_t> scratch(penjing::linear_scratch_bytes(w));
   oracle.linear_codes(w, 0, w.num_panels, x.quantized, columns, expected.data(), ld, scratch.data());
   const double seconds = best_seconds([&] {
     for (int i = 0; i < copies; ++i) {
@@ -170,6 +170,7 @@ int main(int argc, char** argv) {
     for (int bits : {1, 3, 8}) bench_codes(k, oracle, 1536, 576, bits, 64, true, 512, 0);
     bench_codes(k, oracle, 1536, 576, 2, 64, true, 512, 0, PJ_TERNARY);
     bench_codes(k, oracle, 1536, 576, 4, 64, true, 512, 0, PJ_BOOK);
+    for (int columns : {3, 8, 16, 128}) bench_codes(k, oracle, 1536, 576, 4, 64, true, columns, 0);
   }
   if (wanted("float")) {
     for (pj_kind kind : {PJ_F32, PJ_F16, PJ_BF16}) {

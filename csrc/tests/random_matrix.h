@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <new>
 #include <vector>
 
 #include "kernels/kernels.h"
@@ -34,6 +35,27 @@ class Random {
  private:
   uint64_t state_;
 };
+
+// Memory as a session hands it out: arrays begin with a cache line.
+template <class T>
+struct Aligned {
+  using value_type = T;
+  Aligned() = default;
+  template <class U>
+  Aligned(const Aligned<U>&) {}
+  T* allocate(size_t n) { return static_cast<T*>(::operator new(n * sizeof(T), std::align_val_t(64))); }
+  void deallocate(T* p, size_t) { ::operator delete(p, std::align_val_t(64)); }
+  template <class U>
+  bool operator==(const Aligned<U>&) const {
+    return true;
+  }
+  template <class U>
+  bool operator!=(const Aligned<U>&) const {
+    return false;
+  }
+};
+template <class T>
+using AlignedVector = std::vector<T, Aligned<T>>;
 
 class RandomMatrix {
  public:
@@ -100,9 +122,9 @@ class RandomMatrix {
     relink();
   }
 
-  std::vector<uint8_t> data_, zeros_;
+  AlignedVector<uint8_t> data_, zeros_;
   std::vector<int8_t> book_;
-  std::vector<uint16_t> scales_;
+  AlignedVector<uint16_t> scales_;
   std::vector<float> bias_;
 };
 
@@ -119,9 +141,10 @@ struct RandomColumns {
   }
   RandomColumns(const RandomColumns&) = delete;
 
-  std::vector<float> x, scale;
-  std::vector<int8_t> code;
-  std::vector<int32_t> sum;
+  std::vector<float> x;
+  AlignedVector<float> scale;
+  AlignedVector<int8_t> code;
+  AlignedVector<int32_t> sum;
   QuantizedColumns quantized;
 };
 

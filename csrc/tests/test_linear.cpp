@@ -11,7 +11,7 @@ namespace {
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
-constexpr int kColumnCounts[] = {1, 2, 3, 5, 6, 7, 8, 13, 33};
+constexpr int kColumnCounts[] = {1, 2, 3, 5, 6, 7, 8, 13, 16, 33};
 constexpr int kMostColumns = 33;
 
 float half_value(uint16_t half) {
@@ -118,7 +118,7 @@ void check_codes(const Tables& tables, int bits, int group, int groups, int rows
                             std::to_string(group) + " rows " + std::to_string(rows) +
                             (symmetric ? " symmetric" : " asymmetric") + (bias ? " bias" : "");
   for (const Kernels* k : tables) {
-    std::vector<uint8_t> scratch(linear_scratch_bytes(m.matrix), 0xff);
+    AlignedVector<uint8_t> scratch(linear_scratch_bytes(m.matrix), 0xff);
     check_linear(k->name + shape, m.matrix, expected, [&](int begin, int end, int columns, float* y, size_t ld_y) {
       k->linear_codes(m.matrix, begin, end, x.quantized, columns, y, ld_y, scratch.data());
     });
@@ -132,6 +132,24 @@ void check_codes(const Tables& tables, int bits, int group, int groups, int rows
       }
     }
     check(ok, k->name + shape + " read_row");
+  }
+}
+
+// More columns than any kernel takes at once, and zero points that no code reaches.
+void check_many_columns(const Tables& tables) {
+  constexpr int kColumns = 2 * 128 + 17;
+  Random random(11);
+  for (bool symmetric : {true, false}) {
+    const RandomMatrix m(random, 20, 96, 4, 48, symmetric, true);
+    for (size_t i = 0; m.matrix.zeros && i < 32; ++i) const_cast<uint8_t*>(m.matrix.zeros)[i] = 255;
+    const RandomColumns x(random, tables.oracle(), kColumns, 96, 48);
+    const std::vector<float> expected = expected_codes(m.matrix, x, kColumns);
+    for (const Kernels* k : tables) {
+      AlignedVector<uint8_t> scratch(linear_scratch_bytes(m.matrix), 0xff);
+      std::vector<float> y = poisoned(expected.size());
+      k->linear_codes(m.matrix, 0, 2, x.quantized, kColumns, y.data(), 32, scratch.data());
+      check(same(y, expected), k->name + std::string(symmetric ? " many columns" : " many columns, far zeros"));
+    }
   }
 }
 
@@ -149,7 +167,7 @@ void check_extremes(const Tables& tables) {
       tables.oracle().quantize_columns(x.x.data(), kMostColumns, 64, 64, x.quantized);
       const std::vector<float> expected = expected_codes(m.matrix, x, kMostColumns);
       for (const Kernels* k : tables) {
-        std::vector<uint8_t> scratch(linear_scratch_bytes(m.matrix), 0xff);
+        AlignedVector<uint8_t> scratch(linear_scratch_bytes(m.matrix), 0xff);
         const auto call = [&](int begin, int end, int columns, float* y, size_t ld_y) {
           k->linear_codes(m.matrix, begin, end, x.quantized, columns, y, ld_y, scratch.data());
         };
@@ -366,6 +384,7 @@ void test_linear(const Tables& tables) {
       }
     }
   }
+  check_many_columns(tables);
   check_extremes(tables);
   check_extreme_levels(tables);
   for (pj_kind kind : {PJ_F32, PJ_F16, PJ_BF16}) {

@@ -195,7 +195,7 @@ def _find() -> Path:
 
 
 def isa() -> str:
-    """The kernels in use: "scalar", "sse41", "avx2", "avxvnni", "avx512vnni" or "neon".
+    """The kernels in use: "scalar", "sse41", "avx2", "avxvnni", "avx512vnni", "avx512amx" or "neon".
 
     Raises PenjingError if PENJING_ISA names some that cannot run here.
     """
