@@ -36,7 +36,8 @@ class Pass {
         num_columns_(num_columns),
         alone_(num_columns <= kOwnColumns),
         mine_(alone_ ? Range{0, num_columns} : split(num_columns, session.team.size(), thread)),
-        work_(alone_ ? buffers_.own : session.shared) {}
+        work_(alone_ ? buffers_.own : session.shared),
+        heads_apart_(heads_apart()) {}
 
   void run() {
     embed();
@@ -63,6 +64,7 @@ class Pass {
   const Range mine_;  // columns that this thread prepares
   const Workspace& work_;
   size_t layer_ = 0;              // the layer at hand
+  const bool heads_apart_;        // a thread stores the keys and values that it attends
   const float* input_ = nullptr;  // [column][cols] what linear() reads now, and its codes:
   QuantizedColumns quantized_[kMaxVariants];
   int group_size_[kMaxVariants];
@@ -101,9 +103,13 @@ class Pass {
       norm_all_heads(layer);
       barrier();
     }
-    rotate_and_store(n, layer);
-    barrier();
-    attend(n, layer);
+    if (heads_apart_) {
+      attend_apart(n, layer);
+    } else {
+      rotate_and_store(n, layer);
+      barrier();
+      attend(n, layer);
+    }
     barrier();
     prepare(session_.attended, model_.q_size(), {&layer.o});
     linear(layer.o, share(layer.o.num_panels), session_.attn_out);
@@ -242,20 +248,45 @@ class Pass {
 
   // Work is a key-value head with its queries, in a column; a thread takes neighbouring columns of a head.
   void rotate_and_store(size_t n, const Layer& layer) {
-    const int dim = model_.head_dim, group = model_.queries_per_kv();
+    const Range work = share(model_.num_kv_heads * num_columns_);
+    for (int i = work.begin; i < work.end; ++i) rotate_and_store(n, layer, i / num_columns_, i % num_columns_);
+  }
+
+  void rotate_and_store(size_t n, const Layer& layer, int kv, int c) {
+    const int dim = model_.head_dim, group = model_.queries_per_kv(), position = columns_[c].position;
+    float* key = column(session_.k, padded(model_.kv_size()), c) + kv * dim;
+    const float* value = column(session_.v, padded(model_.kv_size()), c) + kv * dim;
+    rotate(layer, layer.k_norm, position, key);
+    kernels_.store_kv(kv_head(columns_[c], n, kv), dim, position, key, value);
+    for (int j = 0; j < group; ++j) {
+      float* query = column(session_.q, padded(model_.q_size()), c) + (kv * group + j) * dim;
+      rotate(layer, layer.q_norm, position, query);
+      scale(query, model_.attention_scale, dim);
+    }
+  }
+
+  // Whether what a key-value head does in a column (store, then attend) can stay on one thread, which saves a barrier:
+  // no column sees another's keys, and the work still splits so evenly that nobody waits longer than for the barrier.
+  bool heads_apart() const {
+    int last_position = 0;
+    for (int c = 0; c < num_columns_; ++c) {
+      for (int other = 0; other < c; ++other) {
+        if (columns_[other].cache == columns_[c].cache) return false;
+      }
+      last_position = std::max(last_position, columns_[c].position);
+    }
+    const int work = model_.num_kv_heads * num_columns_, threads = session_.team.size();
+    const int64_t idle = (threads - work % threads) % threads;  // thread-heads; of each, a thread's share is waited
+    return idle * model_.q_size() / model_.num_kv_heads * 2 * last_position <= int64_t{kBarrierMacs} * threads;
+  }
+
+  void attend_apart(size_t n, const Layer& layer) {
+    const int group = model_.queries_per_kv();
     const Range work = share(model_.num_kv_heads * num_columns_);
     for (int i = work.begin; i < work.end; ++i) {
       const int kv = i / num_columns_, c = i % num_columns_;
-      const int position = columns_[c].position;
-      float* key = column(session_.k, padded(model_.kv_size()), c) + kv * dim;
-      const float* value = column(session_.v, padded(model_.kv_size()), c) + kv * dim;
-      rotate(layer, layer.k_norm, position, key);
-      kernels_.store_kv(kv_head(columns_[c], n, kv), dim, position, key, value);
-      for (int j = 0; j < group; ++j) {
-        float* query = column(session_.q, padded(model_.q_size()), c) + (kv * group + j) * dim;
-        rotate(layer, layer.q_norm, position, query);
-        scale(query, model_.attention_scale, dim);
-      }
+      rotate_and_store(n, layer, kv, c);
+      attend_run(n, layer, {c, c + 1}, {kv * group, (kv + 1) * group});
     }
   }
 

@@ -17,6 +17,8 @@ constexpr int kBlockColumns = 128;
 constexpr int kOwnColumns = 4;
 // Prefill: queries of one head that are attended together.
 constexpr int kQueryBlock = 32;
+// Multiply-adds of attention that take about as long as a barrier.
+constexpr int kBarrierMacs = 1 << 16;
 // Floats of logits that a thread computes before it scales and copies them to the caller.
 constexpr int kLogitTile = 16384;
 // q, k and v (or gate and up) may each ask for their common input quantized with another group size.

@@ -257,6 +257,24 @@ void test_bad_adapters(const TinyModel& model) {
   check(pj_adapter_create(model.model(), nullptr, &adapter) == PJ_BAD_ARGUMENT, "no layers");
 }
 
+// So many positions that a single column's heads are split evenly, beside a pass whose threads keep to their own heads.
+void test_far_positions(const TinyModel& model) {
+  constexpr int kFar = 4200;
+  const OpenSession expected = open(model, 1, kFar + 8);
+  std::vector<uint8_t> state(pj_session_state_bytes(expected.get(), kFar));
+  Random random(13);
+  for (size_t i = 0; i < state.size(); ++i)
+    state[i] = static_cast<uint8_t>(i % 2 ? 0x30 : random.next());  // 1/8 and a little
+  const std::vector<int32_t> tokens = prompt_of(6);
+  check(pj_session_import(expected.get(), 0, state.data(), kFar) == PJ_OK, "a far state");
+  const std::vector<float> logits = logits_of(expected.get(), tokens, 6);
+  for (int threads : {2, 3}) {
+    const OpenSession session = open(model, threads, kFar + 8);
+    check(pj_session_import(session.get(), 0, state.data(), kFar) == PJ_OK, "a far state");
+    check(same(logits_of(session.get(), tokens, 1), logits), std::to_string(threads) + " threads, far positions");
+  }
+}
+
 void test_side_by_side(const TinyModel& model) {
   const std::vector<int32_t> tokens = prompt_of(60);
   const std::vector<float> expected = logits_of(open(model, 1).get(), tokens, 60);
@@ -334,6 +352,7 @@ int main() {
   const TinyModel model(3);
   if (counts().failed) return 1;
   test_same_bytes(model);
+  test_far_positions(model);
   test_side_by_side(model);
   test_adapters(model);
   test_bad_adapters(model);
