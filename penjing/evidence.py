@@ -19,7 +19,6 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -149,6 +148,8 @@ def _cpu_model() -> str:
 
 def versions() -> dict[str, str]:
     """Python and those of the packages that matter which are loaded in this process."""
+    from importlib import metadata  # brings mail and archives along: 5 MB that a running model has no use for
+
     found = {"python": platform.python_version()}
     for package in _PACKAGES:
         if package in sys.modules:

@@ -65,7 +65,7 @@ def memory(path: Path, prompt: int, decode: int, context: int, threads: int) -> 
     from penjing.runtime.session import Session
 
     session = Session(path, context=context, threads=threads)
-    tokens = np.random.default_rng(0).integers(session.vocab_size, size=prompt, dtype=np.int32)
+    tokens = (np.arange(prompt, dtype=np.int64) * 7919 % session.vocab_size).astype(np.int32)  # numpy.random has a size
     logits = session.forward(tokens)
     for _ in range(decode):
         logits = session.forward([int(logits[-1].argmax())])

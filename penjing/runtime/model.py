@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import hashlib
 import json
 from collections.abc import Mapping
 from typing import Any, Final
@@ -60,6 +59,8 @@ class Model:
     @functools.cached_property
     def digest(self) -> str:
         """sha256 over all that its answers depend on: architecture, layouts and every array."""
+        import hashlib  # OpenSSL, which only saved prefixes need
+
         layouts = {name: layout.to_fields() for name, layout in self._layouts.items()}
         digest = hashlib.sha256(self.architecture.to_json().encode())
         digest.update(json.dumps(layouts, sort_keys=True).encode())

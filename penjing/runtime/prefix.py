@@ -7,7 +7,6 @@ identity, tokens and state).
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -60,6 +59,8 @@ def read_prefix(path: str | Path, *, identity: str) -> Prefix:
 
 
 def _digest(identity: str, prefix: Prefix) -> str:
+    import hashlib  # see Model.digest
+
     digest = hashlib.sha256(identity.encode())
     for array in prefix:
         piece: NDArray[Any] = np.ascontiguousarray(array)
