@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from penjing.errors import PenjingError
 from penjing.evidence import peak_rss_bytes
-from penjing.train import health, optimizers, precision, state
+from penjing.train import health, heap, optimizers, precision, state
 from penjing.train.attention import attending
 from penjing.train.batch import Batch, Batches
 from penjing.train.forward import unwrapped
@@ -191,6 +191,7 @@ class _Run:
         self.frozen = state.digest_all(self._frozen())
         stack.enter_context(attending(inner.base_model))
         stack.enter_context(fused(self.model))
+        stack.enter_context(heap.kept())
         if settings.checkpointing:
             inner.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
             stack.callback(inner.gradient_checkpointing_disable)

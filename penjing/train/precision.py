@@ -17,7 +17,8 @@ import torch
 from torch import nn
 
 from penjing.errors import PenjingError
-from penjing.train.state import load_tensors, save_tensors
+from penjing.format.safetensors_file import SafetensorsFile
+from penjing.train.state import save_tensors
 
 PRECISIONS = ("auto", "f32", "bf16")
 #: a linear layer of a small model over 512 tokens
@@ -83,9 +84,12 @@ def frozen_held_in(precision: str, model: nn.Module, spill: Path) -> Iterator[No
     try:
         yield
     finally:
-        originals = load_tensors(spill)[0] if names else {}
-        for name, parameter in changed:
-            parameter.data = originals.pop(name).to(parameter.device) if name in names else parameter.data.float()
+        file = SafetensorsFile(spill) if names else None
+        for name, parameter in changed:  # one at a time, read and not mapped: a mapped file counts as memory
+            original = torch.from_numpy(file.read(name)) if file and name in names else parameter.data.float()
+            parameter.data = original.to(parameter.device)
+        if file:
+            file.close()
         spill.unlink(missing_ok=True)
 
 

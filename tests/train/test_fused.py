@@ -8,7 +8,7 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 from train.conftest import make_tiny
 
-from penjing.train.fused import fused, lora_linear, rms_norm, silu_product
+from penjing.train.fused import _rotates_alike, fused, lora_linear, rms_norm, rotate, silu_product
 
 
 def random(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -34,6 +34,28 @@ def test_rms_norm(shape):
 
     inputs = tuple(x.detach().float().requires_grad_() for x in (random(*shape), random(shape[-1], seed=1)))
     assert_same(gradients(lambda x, w: rms_norm(x, w, 1e-5), *inputs), gradients(plain, *inputs))
+
+
+def test_rotation():
+    def half_turned(x):
+        return torch.cat((-x[..., 4:], x[..., :4]), -1)
+
+    cos, sin = random(2, 5, 8, seed=3).detach()[:, None], random(2, 5, 8, seed=4).detach()[:, None]
+    inputs = random(2, 3, 5, 8), random(2, 1, 5, 8, seed=1)
+    found = gradients(lambda q, k: torch.cat(rotate(q, k, cos[:, 0], sin[:, 0]), 1), *inputs)
+    wanted = gradients(lambda q, k: torch.cat([x * cos + half_turned(x) * sin for x in (q, k)], 1), *inputs)
+    assert_same(found, wanted, 1e-12)
+
+
+def test_the_rotation_is_exchanged_and_put_back():
+    from transformers.models.llama import modeling_llama
+
+    before = modeling_llama.apply_rotary_pos_emb
+    with fused(make_tiny()):
+        assert modeling_llama.apply_rotary_pos_emb is rotate
+    assert modeling_llama.apply_rotary_pos_emb is before
+    assert _rotates_alike(before)
+    assert not _rotates_alike(lambda q, k, cos, sin: (q * cos, k * cos))
 
 
 def test_silu_product():
