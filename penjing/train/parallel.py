@@ -71,6 +71,7 @@ class Processes:
             if self.world > 1:
                 self._mesh = init_device_mesh(torch.device(self.device).type, (self.world,))
             yield
+            self.wait()  # the first process keeps what the others meet through: it must not leave before them
         finally:
             if own:
                 dist.destroy_process_group()

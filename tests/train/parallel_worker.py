@@ -43,4 +43,5 @@ if __name__ == "__main__":
     for job in sys.argv[1:]:
         way, folder, stop = job.split(":")
         run(way, Path(folder), int(stop))
+    dist.barrier()
     dist.destroy_process_group()
