@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -38,5 +40,11 @@ def _show(console: Console, found: dict[str, Any]) -> None:
         ("matrices", "\n".join(f"{count} in {kind}" for kind, count in found["types"].items())),
     ]
     if found["notes"]:
-        rows.append(("changed", "\n".join(found["notes"])))
+        rows.append(("changed", "\n".join(_by_layer(found["notes"]))))
     console.print(pairs(rows))
+
+
+def _by_layer(notes: list[str]) -> list[str]:
+    """What is said of several layers, once."""
+    counted = Counter(re.sub(r"\.\d+\.", ".*.", note) for note in notes)
+    return [note if count == 1 else f"{count} x {note}" for note, count in counted.items()]
