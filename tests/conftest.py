@@ -5,6 +5,7 @@ one with a tokenizer and a chat template, made without torch, for everything tha
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # started in the background; programs would inherit it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 WINDOW, PROMPT = 7, 23  # the prompt is longer than every window
 _COMMON = {

@@ -97,3 +97,14 @@ def corpus(text: str) -> Corpus:
 def words(text: str) -> list[str]:
     """A comma-separated list."""
     return [word.strip() for word in text.split(",") if word.strip()]
+
+
+def whole_numbers(text: str, option: str, least: int = 1) -> list[int]:
+    """A comma-separated list of numbers, at least one."""
+    try:
+        found = [int(word) for word in words(text)]
+    except ValueError:
+        found = []
+    if not found or min(found) < least:
+        raise PenjingError(f"not a number of {least} or more: {text!r}", where=option, attempt=f"{option} 4, or 4,8")
+    return found

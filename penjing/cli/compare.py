@@ -55,7 +55,7 @@ def command(
 def _check(plot: Path, what: str, text: str | None) -> None:
     """Before anything is measured."""
     from penjing.cli._values import words
-    from penjing.recipe.front import check_plot
+    from penjing.recipe.pictures import check_plot
 
     if text is None or (what and "quality" not in words(what)):
         raise PenjingError("a front needs quality", where="--plot", attempt="--text FILE, and --what with quality")

@@ -87,7 +87,14 @@ class DecoderScorer:
         return self._linear("embed" if self._arch.tied else "head", x_TH) * self._arch.logit_scale
 
     def logits(self, tokens_T: NDArray[np.int32]) -> Iterator[NDArray[np.float32]]:
-        hidden_TH = self.hidden(torch.from_numpy(tokens_T.astype(np.int64)))
+        return self.logits_from(0, self.embed(torch.from_numpy(tokens_T.astype(np.int64))))
+
+    def logits_from(self, first: int, x_TH: Tensor) -> Iterator[NDArray[np.float32]]:
+        """Logits of every position of a window, in chunks; `x_TH` is what goes into layer `first`."""
+        with torch.inference_mode():
+            for n in range(first, self._arch.num_layers):
+                x_TH = self.layer(n, x_TH)
+            hidden_TH = self.final_norm(x_TH)
         chunk = max(1, _CHUNK_LOGITS // self.vocab_size)
         for start in range(0, len(hidden_TH), chunk):
             with torch.inference_mode():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import signal
@@ -138,6 +139,24 @@ def test_quantize_pack_measure_compare(talker, tmp_path):
     assert picture.read_bytes().startswith(b"\x89PNG")
     assert [row["model"] for row in compared] == ["child", "talker"]
     assert compared[0]["quality"]["perplexity"] == pytest.approx(measured["quality"]["perplexity"])
+
+
+def test_what_hurts_and_what_calibrates_is_measured_before_anything_is_quantized(talker, tmp_path):
+    pytest.importorskip("torch")
+    text = tmp_path / "text.txt"
+    text.write_text("".join(f"{hashlib.sha256(b"%d" % n).hexdigest()}\n" for n in range(1200)))  # nothing repeats
+    data = ["--text", text, "--bits", "2,4", "--window-length", 32, "--windows", 2, "--json"]
+    parts = last_json(here("measure", talker, "--what", "sensitivity", *data))["sensitivity"]
+    assert [part["bits"] for part in parts] == [2, 4] * (len(parts) // 2)
+    assert all(few["kl"] > many["kl"] for few, many in zip(parts[::2], parts[1::2], strict=True))
+    data = ["--data", text, "--windows", "4,8", "--window-length", "32", "--layers", 1]
+    rows = last_json(here("measure", talker, "--what", "calibration", *data, "--json"))["calibration"]
+    assert [row["windows"] for row in rows] == [4, 8]
+    assert all(row["kl"][str(text)] > 0 for row in rows)
+    refused = penjing("measure", talker, "--what", "calibration", check=1)
+    assert "no text to calibrate on" in refused.stderr
+    refused = penjing("measure", talker, "--plot", "a.png", check=1)
+    assert "options of what helps to choose" in refused.stderr
 
 
 def test_a_picture_without_quality_is_refused_before_anything_is_measured(talker, tmp_path):

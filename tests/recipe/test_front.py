@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from penjing.errors import PenjingError
-from penjing.recipe.front import check_plot, draw_front, front
+from penjing.recipe.front import draw_front, front
+from penjing.recipe.pictures import check_plot
 from penjing.recipe.plots import Point
 
 STARTS = {"png": b"\x89PNG", "svg": b"<?xml", "pdf": b"%PDF"}
