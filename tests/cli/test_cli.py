@@ -144,7 +144,7 @@ def test_quantize_pack_measure_compare(talker, tmp_path):
 def test_what_hurts_and_what_calibrates_is_measured_before_anything_is_quantized(talker, tmp_path):
     pytest.importorskip("torch")
     text = tmp_path / "text.txt"
-    text.write_text("".join(f"{hashlib.sha256(b"%d" % n).hexdigest()}\n" for n in range(1200)))  # nothing repeats
+    text.write_text("".join(f"{hashlib.sha256(b'%d' % n).hexdigest()}\n" for n in range(1200)))  # nothing repeats
     data = ["--text", text, "--bits", "2,4", "--window-length", 32, "--windows", 2, "--json"]
     parts = last_json(here("measure", talker, "--what", "sensitivity", *data))["sensitivity"]
     assert [part["bits"] for part in parts] == [2, 4] * (len(parts) // 2)
