@@ -5,7 +5,8 @@ Shapes: O outputs (a sample of them), I inputs.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,6 +29,7 @@ GAIN = 0.6
 BITS = (2, 3, 4, 5, 6, 8)
 #: group sizes looked for; a row that none of them divides takes its largest divisor up to the last of them
 GROUP_SIZES = (32, 64, 128)
+TERNARY_GROUP_SIZES = (64, 192)
 _SAMPLE = 1 << 16  # weights of a matrix that are tried
 
 
@@ -48,22 +50,28 @@ def options(
     return found
 
 
-def group_sizes(num_cols: int) -> list[int]:
+def group_sizes(num_cols: int, wanted: Sequence[int] = GROUP_SIZES) -> list[int]:
     """Group sizes worth trying for rows of this length."""
-    dividing = [size for size in GROUP_SIZES if num_cols % size == 0]
-    return dividing or [max(size for size in range(1, GROUP_SIZES[-1] + 1) if num_cols % size == 0)]
+    dividing = [size for size in wanted if num_cols % size == 0]
+    return dividing or [max(size for size in range(1, wanted[-1] + 1) if num_cols % size == 0)]
 
 
 def _options(num_rows: int, weight_OI: torch.Tensor, importance: Importance, rows: slice) -> Iterator[Option]:
     num_cols = weight_OI.shape[1]
-    method = technique(PRICED_BY)
     scale_up = importance.total() / max(importance.total(rows), 1e-30)
-    gain = 1.0 if importance.hessian_II is None else GAIN
+    for method_name, gain, settings in _ways(num_cols, importance.hessian_II is not None):
+        method = technique(method_name)
+        spec = method.Spec(**{name: value for name, value in settings.items() if name != "method"})
+        quantized = apply(method, spec, weight_OI, importance.mean_input_I())
+        loss = gain * scale_up * importance.loss(quantized.dequantize() - weight_OI, rows)
+        yield Option(settings, layout_for(spec, num_rows, num_cols).nbytes, loss)
+    yield Option({"bits": 16}, Layout(kind="f16", rows=num_rows, cols=num_cols).nbytes, 0.0)
+
+
+def _ways(num_cols: int, has_hessian: bool) -> Iterator[tuple[str, float, dict[str, Any]]]:
+    """What prices an option, by how much METHOD betters it, and its settings."""
     for bits in BITS:
         for group_size in group_sizes(num_cols):
-            spec = method.Spec(bits=bits, group_size=group_size)
-            quantized = apply(method, spec, weight_OI, importance.mean_input_I())
-            loss = gain * scale_up * importance.loss(quantized.dequantize() - weight_OI, rows)
-            size = layout_for(spec, num_rows, num_cols).nbytes
-            yield Option({"bits": bits, "group_size": group_size}, size, loss)
-    yield Option({"bits": 16}, Layout(kind="f16", rows=num_rows, cols=num_cols).nbytes, 0.0)
+            yield PRICED_BY, GAIN if has_hessian else 1.0, {"bits": bits, "group_size": group_size}
+    for group_size in group_sizes(num_cols, TERNARY_GROUP_SIZES):
+        yield "ternary", 1.0, {"method": "ternary", "group_size": group_size}

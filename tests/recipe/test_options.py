@@ -4,10 +4,11 @@ import pytest
 import torch
 
 from penjing.checkpoint import open_checkpoint
-from penjing.format.pack import Layout
-from penjing.quant import apply, technique
+from penjing.quant import apply, layout_for, technique
 from penjing.recipe import options as module
 from penjing.recipe.options import group_sizes, options
+from penjing.recipe.search import allocate, size
+from penjing.stages import quantize
 from penjing.tensors.statistics import Importance
 
 
@@ -24,20 +25,24 @@ def test_every_matrix_has_options_of_the_right_size_and_loss(talker):
     known = importances(checkpoint)
     found = options(checkpoint, known)
     assert found.keys() == checkpoint.architecture.matrix_shapes().keys()
+    ternary = 0
     for part in checkpoint.parts():
         if part.name not in found:
             continue
         rows, cols = checkpoint.architecture.matrix_shapes()[part.name]
         weight_OI = torch.from_numpy(checkpoint.read_part(part))
         for option in found[part.name]:
-            if option.settings["bits"] == 16:
+            if option.settings.get("bits") == 16:
                 assert (option.size_bytes, option.error) == (2 * cols * -(-rows // 16) * 16, 0.0)
                 continue
-            method = technique(module.PRICED_BY)
-            quantized = apply(method, method.Spec(**option.settings), weight_OI, known[part.name].mean_input_I())
+            settings = {name: value for name, value in option.settings.items() if name != "method"}
+            method = technique(option.settings.get("method", module.PRICED_BY))
+            quantized = apply(method, method.Spec(**settings), weight_OI, known[part.name].mean_input_I())
             assert option.error == pytest.approx(known[part.name].loss(quantized.dequantize() - weight_OI), rel=1e-4)
-            layout = Layout(kind="codes", rows=rows, cols=cols, **option.settings)
+            layout = layout_for(method.Spec(**settings), rows, cols)
             assert option.size_bytes == layout.nbytes
+            ternary += layout.levels == "ternary"
+    assert ternary >= len(found)
 
 
 def test_a_sample_of_rows_stands_for_all(talker, monkeypatch):
@@ -59,9 +64,26 @@ def test_group_sizes_divide_the_row(cols, sizes):
     assert group_sizes(cols) == sizes
 
 
+def test_ternary_is_chosen_where_two_bits_do_not_fit(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    config = transformers.LlamaConfig(
+        hidden_size=192, intermediate_size=384, num_hidden_layers=1, num_attention_heads=3, vocab_size=101
+    )
+    transformers.LlamaForCausalLM(config).save_pretrained(tmp_path)
+    checkpoint = open_checkpoint(tmp_path)
+    possible = options(checkpoint, importances(checkpoint))
+    least = sum(min(way.size_bytes for way in ways if "method" not in way.settings) for ways in possible.values())
+    chosen = allocate(possible, int(0.9 * least))
+    assert size(chosen.values()) <= 0.9 * least
+    overrides = [(name, dict(way.settings)) for name, way in chosen.items()]
+    assert any(settings.get("method") == "ternary" for _, settings in overrides)
+    choices = quantize.choices(checkpoint, module.METHOD, {}, overrides)
+    assert sum(choice.layout.nbytes for choice in choices.values()) == size(chosen.values())
+
+
 def test_more_bits_cost_less_loss(talker):
     checkpoint = open_checkpoint(talker)
     for choices in options(checkpoint, importances(checkpoint)).values():
-        by_bits = {o.settings["bits"]: o.error for o in choices if o.settings.get("group_size", 32) == 32}
+        by_bits = {o.settings.get("bits", 1.6): o.error for o in choices if o.settings.get("group_size", 32) == 32}
         errors = [by_bits[bits] for bits in sorted(by_bits)]
         assert errors == sorted(errors, reverse=True)
