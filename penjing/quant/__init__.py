@@ -29,7 +29,9 @@ class Technique(Protocol):
     A matrix may come in several pieces of rows. Where `levels` is "book", `quantize` takes `book_K` too: the book that
     was chosen for the rows before, which these must use as well, or None.
     A technique that weighs errors takes `importance_I` as well: how much the loss minds an error in each input; or
-    `hessian_II`: how it minds them together (of which importance is the diagonal).
+    `hessian_II`: how it minds them together (of which importance is the diagonal). Where there is a
+    `prepare(spec, hessian_II)`, `quantize` also takes what it gave as `prepared`: for all matrices and rows under that
+    Hessian. `work_bytes(spec, rows, cols)`: memory beside weights and Hessian, where it is no small multiple of them.
     """
 
     Spec: type[Any]
@@ -113,6 +115,10 @@ def uses_book(method: Technique) -> bool:
     return "book_K" in inspect.signature(method.quantize).parameters
 
 
+def prepares(method: Technique) -> bool:
+    return hasattr(method, "prepare")
+
+
 def learns(method: Technique) -> bool:
     """Whether it is a `BlockTechnique`."""
     return hasattr(method, "quantize_block")
@@ -138,10 +144,11 @@ def apply(
     importance_I: torch.Tensor | None,
     hessian_II: torch.Tensor | None = None,
     book_K: torch.Tensor | None = None,
+    prepared: Any = None,
 ) -> Quantized:
     """Quantize, with what the technique weighs errors by. PenjingError if it does and there is none.
 
-    `book_K`: of the rows before these, for techniques that choose one.
+    `book_K`: of the rows before these, for techniques that choose one. `prepared`: what `prepare` gave, if anything.
     """
     asked = [importance_I] * uses_importance(method) + [hessian_II] * uses_hessian(method)
     if any(weighing is None for weighing in asked):
@@ -149,5 +156,6 @@ def apply(
         raise PenjingError(
             f"{name} needs text to calibrate on", where="--method", attempt="--data FILE, or --method rtn"
         )
-    book = {"book_K": book_K} if uses_book(method) else {}
-    return method.quantize(spec, weight_OI, *asked, **book)
+    known: dict[str, Any] = {"book_K": book_K} if uses_book(method) else {}
+    known |= {} if prepared is None else {"prepared": prepared}
+    return method.quantize(spec, weight_OI, *asked, **known)

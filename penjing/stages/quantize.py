@@ -165,6 +165,7 @@ def _quantize_part(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)  # for each matrix, so that a run that continues makes the same choices
         book_K: torch.Tensor | None = None
+        weighed: dict[str, Any] | None = None
         for rows in row_chunks(choice.layout):
             weight_OI = parent.read_part(part, rows)
             if not np.isfinite(weight_OI).all():
@@ -173,7 +174,7 @@ def _quantize_part(
                 )
             quantized = weighing.learned(part.name, rows)
             if quantized is None:
-                weighed = weighing.of(part.name)
+                weighed = weighing.of(part.name, choice) if weighed is None else weighed
                 quantized = apply(choice.method, choice.spec, torch.from_numpy(weight_OI), **weighed, book_K=book_K)
             if rows.start and not _same_book(quantized.book_K, book_K):
                 raise ValueError(f"{part.name}: {choice.method} chose another book for later rows")

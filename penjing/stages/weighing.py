@@ -13,7 +13,7 @@ from penjing.checkpoint import Checkpoint
 from penjing.data.text import Windows
 from penjing.errors import PenjingError
 from penjing.format.pack import Layout
-from penjing.quant import BlockTechnique, Technique, learns, uses_hessian
+from penjing.quant import BlockTechnique, Technique, learns, prepares, uses_hessian
 from penjing.stages.blocks import ReadPart, Walk, block_of
 from penjing.tensors.groups import Quantized
 from penjing.tensors.statistics import Importance
@@ -43,6 +43,7 @@ class Weighing:
         self._importances, self._seed = importances, seed
         self._hessians: Mapping[str, torch.Tensor] = {}
         self._codes: dict[str, Quantized] = {}
+        self._prepared: dict[tuple[int, Any], Any] = {}
         self._learned = _learned_together(chosen, parent.architecture.num_layers)
         self._walk: Walk | None = None
         asking = {name for name, choice in chosen.items() if uses_hessian(choice.method)} - {"embed"}
@@ -54,7 +55,7 @@ class Weighing:
 
     def enter(self, block: int) -> None:
         """All blocks before this one are finished."""
-        self._codes = {}
+        self._codes, self._prepared = {}, {}
         if self._walk is None:
             return
         if self._lacking:
@@ -90,8 +91,19 @@ class Weighing:
             book_K=found.book_K,
         )
 
-    def of(self, name: str) -> dict[str, torch.Tensor | None]:
-        """Arguments of `quant.apply`. A lookup's inputs have no Hessian: its importance stands on the diagonal."""
+    def of(self, name: str, choice: Choice) -> dict[str, Any]:
+        """Arguments of `quant.apply` for any rows of a matrix that is not learned."""
+        found: dict[str, Any] = self._errors(name)
+        hessian_II = found["hessian_II"]
+        if hessian_II is not None and prepares(choice.method):
+            key = id(hessian_II), choice.spec  # matrices with the same inputs have the same tensor
+            if key not in self._prepared:
+                self._prepared[key] = hessian_II, choice.method.prepare(choice.spec, hessian_II)  # type: ignore[attr-defined]
+            found["prepared"] = self._prepared[key][1]
+        return found
+
+    def _errors(self, name: str) -> dict[str, torch.Tensor | None]:
+        """A lookup's inputs have no Hessian: its importance stands on the diagonal."""
         known = self._importances.get(name)
         if known is None:
             return {"importance_I": None, "hessian_II": self._hessians.get(name)}

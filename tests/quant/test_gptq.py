@@ -99,3 +99,27 @@ def test_dead_inputs_and_groups_of_zeros():
 def test_a_hessian_of_few_tokens_is_damped():
     found = gptq.quantize(gptq.Spec(bits=4, group_size=32), weights(), hessian(tokens=2))
     assert found.dequantize().isfinite().all()
+
+
+@pytest.mark.parametrize("cols", [1, 2, 96])
+def test_what_is_prepared_is_the_inverse_in_the_order_taken(cols):
+    hessian_II = hessian(cols)
+    found = gptq.prepare(gptq.Spec(damping=0.1), hessian_II)
+    damped_II = hessian_II.double() + 0.1 * hessian_II.double().diagonal().mean() * torch.eye(cols)
+    order_I = damped_II.diagonal().argsort(descending=True, stable=True)
+    assert torch.equal(found.order_I, order_I)
+    assert torch.equal(found.upper_II, found.upper_II.triu())
+    upper_II = found.upper_II.double()
+    identity_II = upper_II.T @ upper_II @ damped_II[order_I][:, order_I]
+    # U is rounded to float32; its error is enlarged by no more than the condition, which the damping bounds
+    condition = float(torch.linalg.cond(damped_II))
+    assert float((identity_II - torch.eye(cols)).abs().max()) < 4 * condition * torch.finfo(torch.float32).eps
+
+
+def test_prepared_once_or_each_time_gives_the_same_codes():
+    spec, hessian_II = gptq.Spec(bits=3, group_size=32), hessian()
+    prepared = gptq.prepare(spec, hessian_II)
+    whole = gptq.quantize(spec, weights(), hessian_II)
+    again = gptq.quantize(spec, weights(), hessian_II, prepared)
+    assert torch.equal(whole.code_ONG, again.code_ONG)
+    assert torch.equal(whole.scale_ON, again.scale_ON)

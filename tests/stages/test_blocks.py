@@ -100,11 +100,11 @@ def test_what_was_interrupted_goes_on_with_the_same_hessians(tiny_model, tmp_pat
     parent = open_checkpoint(tiny_model("llama").path)
     real, calls = gptq.quantize, []
 
-    def fails(spec, weight_OI, hessian_II):
+    def fails(spec, weight_OI, hessian_II, prepared):
         calls.append(1)
         if len(calls) == stop:
             raise KeyboardInterrupt
-        return real(spec, weight_OI, hessian_II)
+        return real(spec, weight_OI, hessian_II, prepared)
 
     arguments = {"method": "gptq", "spec": SPEC, "overrides": [("embed", {"method": "rtn"})], "calibration": text()}
     monkeypatch.setattr(gptq, "quantize", fails)
@@ -151,3 +151,20 @@ def test_gptq_takes_the_fishers_hessian_and_does_not_walk(tiny_model, tmp_path, 
             hessian_II = torch.diag(known.mean_input_I()) if part.name == "embed" else known.hessian_II
             wanted = gptq.quantize(gptq.Spec(**SPEC), torch.from_numpy(parent.read_part(part)), hessian_II)
             np.testing.assert_array_equal(child.read_part(part), wanted.dequantize().numpy())
+
+
+def test_what_rows_and_matrices_share_is_prepared_once(tiny_model, tmp_path, monkeypatch):
+    monkeypatch.setattr("penjing.stages.codes._CHUNK", 16 * 36)  # many chunks
+    real, calls = gptq.prepare, []
+
+    def counts(spec, hessian_II):
+        calls.append(len(hessian_II))
+        return real(spec, hessian_II)
+
+    parent = open_checkpoint(tiny_model("llama").path)
+    settings = {"method": "gptq", "spec": SPEC, "overrides": [("[eh]*", {"method": "rtn"})], "calibration": text()}
+    monkeypatch.setattr(gptq, "prepare", counts)
+    quantize(parent, tmp_path / "a", **settings)
+    arch = parent.architecture
+    a_layer = sorted([arch.hidden_size, arch.q_size, arch.hidden_size, arch.intermediate_size])  # qkv, o, gate up, down
+    assert sorted(calls) == sorted(arch.num_layers * a_layer)
