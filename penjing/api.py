@@ -37,6 +37,9 @@ if TYPE_CHECKING:
     from penjing.tensors.statistics import Importance
 
 CALIBRATION_WINDOWS = 16
+#: as `data`: what the model writes itself
+SELF = "self"
+_TUNING_TOKENS = 1 << 18  # of its own text to tune on
 
 Progress = Callable[[str, int, int], None]
 Overrides = Sequence[tuple[str, Mapping[str, Any]]]
@@ -219,7 +222,7 @@ class Model:
         """Write a quantized child, a Hugging Face folder. spec: the method's settings, e.g. bits=4, group_size=64.
 
         overrides: ("embed", {"bits": 8}) and the like, for parts whose canonical name matches the glob. data: text for
-        methods that weigh errors by it; what they find is kept in a file beside `out`.
+        methods that weigh errors by it, or "self": what the model writes itself. What they find is kept beside `out`.
         """
         from penjing.stages.quantize import quantize
 
@@ -251,7 +254,7 @@ class Model:
     ) -> Model:
         """Write a float child that computes the same and is easier to quantize. spec: the method's settings.
 
-        data: text for methods that go by what the loss minds. seed: of its calibration.
+        data: text for methods that go by what the loss minds, or "self". seed: of its calibration.
         """
         from penjing.stages.prepare import prepare
 
@@ -284,7 +287,8 @@ class Model:
         """Write a tuned child of this quantized one, which learns from `teacher`, the model that it was made of.
 
         method: "qat" (codes and scales) or "kl_tuning" (scales alone). minutes: to train for, unless `steps` are set.
-        spec: settings of the method and of training, e.g. learning_rate, steps, window.
+        data: text to learn from, or "self": what the teacher writes. spec: settings of the method and of training, e.g.
+        learning_rate, steps, window.
         """
         from penjing.stages.tune import tune
 
@@ -292,7 +296,7 @@ class Model:
             self.checkpoint,
             Path(out),
             parent=teacher.checkpoint,
-            data=_corpus(data),
+            data=teacher._text(data, _TUNING_TOKENS, seed, progress),
             method=method,
             spec=spec,
             minutes=minutes,
@@ -401,9 +405,18 @@ class Model:
         from penjing.stages.calibrate import calibrate
         from penjing.stages.calibration_text import calibration_windows
 
-        windows = calibration_windows(self.checkpoint, _corpus(data), length=WINDOW, count=CALIBRATION_WINDOWS)
+        text = self._text(data, (CALIBRATION_WINDOWS + 1) * WINDOW, seed, progress)
+        windows = calibration_windows(self.checkpoint, text, length=WINDOW, count=CALIBRATION_WINDOWS)
         cache = out.with_name(f"{out.name}.importance.safetensors")
         return calibrate(self.checkpoint, windows, cache=cache, seed=seed, progress=progress), windows
+
+    def _text(self, data: str | Path | Corpus, num_tokens: int, seed: int, progress: Progress | None) -> Corpus:
+        """Text to learn from; of what the model writes itself, `num_tokens`."""
+        if data != SELF:
+            return _corpus(data)
+        from penjing.stages.generated_text import generated_text
+
+        return generated_text(self.checkpoint, num_tokens=num_tokens, seed=seed, progress=progress)
 
     def _packed_copy(self) -> Path:
         from penjing.stages.pack import pack

@@ -94,6 +94,13 @@ def corpus(text: str) -> Corpus:
     return read_corpus([path])
 
 
+def text_to_learn(text: str) -> Corpus | str:
+    """A `corpus`, or `self`: what the model writes, which the model has to be asked for."""
+    from penjing.api import SELF
+
+    return SELF if text == SELF else corpus(text)
+
+
 def words(text: str) -> list[str]:
     """A comma-separated list."""
     return [word.strip() for word in text.split(",") if word.strip()]

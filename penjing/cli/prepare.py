@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from penjing.cli._show import emit, number, pairs, progress, size
-from penjing.cli._values import Force, Json, Model, Seed, corpus, settings
+from penjing.cli._values import Force, Json, Model, Seed, settings, text_to_learn
 from penjing.errors import PenjingError
 
 PANEL = "Make it small"
@@ -26,7 +26,10 @@ def command(
     data: Annotated[
         str | None,
         typer.Option(
-            "--data", metavar="FILE", help="Text for methods that go by it, or python-docs.", show_default=False
+            "--data",
+            metavar="FILE",
+            help="Text for methods that go by it, python-docs, or self: what the model writes.",
+            show_default=False,
         ),
     ] = None,
     seed: Seed = 0,
@@ -43,7 +46,7 @@ def command(
         child = api.open(model).prepare(
             out,
             method=method,
-            data=corpus(data) if data else None,
+            data=text_to_learn(data) if data else None,
             seed=seed,
             force=force,
             progress=report,

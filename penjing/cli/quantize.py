@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 
 from penjing.cli._show import emit, number, pairs, progress, size
-from penjing.cli._values import Force, Json, Model, Seed, corpus, settings
+from penjing.cli._values import Force, Json, Model, Seed, settings, text_to_learn
 
 PANEL = "Make it small"
 RESUME = "run the same command again; it goes on after the last whole part"
@@ -33,7 +33,7 @@ def command(
         typer.Option(
             "--data",
             metavar="FILE",
-            help="Text for methods that weigh errors by it, or python-docs.",
+            help="Text for methods that weigh errors by it, python-docs, or self: what the model writes.",
             show_default=False,
         ),
     ] = None,
@@ -50,7 +50,7 @@ def command(
             out,
             method=method,
             overrides=overrides,
-            data=corpus(data) if data else None,
+            data=text_to_learn(data) if data else None,
             seed=seed,
             force=force,
             progress=report,

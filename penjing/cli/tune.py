@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 
 from penjing.cli._show import emit, number, pairs, progress, size
-from penjing.cli._values import Force, Json, Model, Seed, corpus, settings
+from penjing.cli._values import Force, Json, Model, Seed, settings, text_to_learn
 from penjing.errors import PenjingError
 
 PANEL = "Make it small"
@@ -24,7 +24,12 @@ def command(
     ],
     data: Annotated[
         str,
-        typer.Option("--data", metavar="FILE", help="Text to learn from, or python-docs.", show_default=False),
+        typer.Option(
+            "--data",
+            metavar="FILE",
+            help="Text to learn from, python-docs, or self: what PARENT writes.",
+            show_default=False,
+        ),
     ],
     method: Annotated[
         str, typer.Option("--method", help="qat: codes and scales. kl_tuning: scales and zero points.")
@@ -55,7 +60,7 @@ def command(
         child = api.open(model).tune(
             out,
             teacher=api.open(teacher),
-            data=corpus(data),
+            data=text_to_learn(data),
             method=method,
             minutes=minutes,
             seed=seed,
