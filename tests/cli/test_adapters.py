@@ -1,4 +1,4 @@
-"""What was learnt stays: from an adapter into weights, into codes, into a packed file, through the engine; or beside it.
+"""What was learnt stays: from an adapter into weights, codes and a packed file, through the engine; or beside it.
 
 Shapes: T tokens of the lesson, V vocabulary.
 """
