@@ -6,7 +6,8 @@
     print(small.chat([{"role": "user", "content": "What is a list?"}]))
     print(small.measure(text="notes.txt", parent=model))
 
-Opening reads no weights; torch is imported by what computes with it (`quantize`, and `measure` of what is not packed).
+Opening reads no weights; torch is imported by what computes with it (`adapt`, `quantize`, `measure` of what is not
+packed).
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ def open(
 
 
 class Model:
-    """A model. Methods that write something return what they wrote, opened, and leave this one as it is."""
+    """A model. Methods that write a model return what they wrote, opened, and leave this one as it is."""
 
     def __init__(
         self,
@@ -305,6 +306,68 @@ class Model:
             progress=progress,
         )
         return self._child(out, evidence)
+
+    def adapt(
+        self,
+        out: str | Path,
+        data: str | Path | Sequence[str | Path],
+        *,
+        method: str = "lora",
+        train: Mapping[str, Any] | None = None,
+        columns: Mapping[str, str] | None = None,
+        question: str = "{text}",
+        validation: float = 0.1,
+        seed: int = 0,
+        force: bool = False,
+        progress: Progress | None = None,
+        **spec: Any,
+    ) -> Evidence:
+        """Learn from examples; write an adapter, for `merge` and `load_adapter`, or a checkpoint, for `open`.
+
+        data: of one task or of several, see `penjing data`; columns: which are which. question: how a text to classify
+        is asked about. train: e.g. {"minutes": 15, "rate": 1e-3}. validation: fraction kept apart to choose the best
+        weights. spec: the method's settings, e.g. rank=8.
+        """
+        from penjing.stages import build_spec
+        from penjing.stages.adapt import Training, adapt
+        from penjing.stages.examples import read_examples
+
+        training = build_spec(Training, train or {}, where="train")
+        sources = [data] if isinstance(data, (str, Path)) else data
+        examples = read_examples(
+            self.checkpoint,
+            [str(source) for source in sources],
+            columns=columns,
+            question=question,
+            max_tokens=training.length,
+            validation=validation,
+            seed=seed,
+        )
+        return adapt(
+            self.checkpoint,
+            Path(out),
+            examples,
+            method=method,
+            spec=spec,
+            training=training,
+            seed=seed,
+            force=force,
+            progress=progress,
+        )
+
+    def merge(
+        self,
+        out: str | Path,
+        adapters: Sequence[str | Path],
+        *,
+        weights: Sequence[float] | None = None,
+        force: bool = False,
+    ) -> Model:
+        """Write a child with adapters in its weights, each times its weight: -1 takes out again what was merged."""
+        from penjing.stages.adapters import merge
+
+        paths = [Path(adapter) for adapter in adapters]
+        return self._child(out, merge(self.checkpoint, paths, Path(out), weights=weights, force=force))
 
     def pack(self, out: str | Path, *, force: bool = False, progress: Progress | None = None) -> Model:
         """Write the `.penjing` file that runs on the device: codes where there are some, float16 elsewhere."""

@@ -122,3 +122,26 @@ def test_generating_needs_no_torch(packed_talker):
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_adapt_then_merge(talker, tmp_path):
+    pytest.importorskip("peft")
+    rows = [f"call number {number},{['yes', 'no'][number % 2]}" for number in range(60)]
+    (tmp_path / "calls.csv").write_text("\n".join(["said,kind", *rows]) + "\n")
+    train = {"steps": 8, "rate": 1e-2, "length": 64, "precision": "f32"}
+    parent = penjing.open(talker, context=256, threads=1)
+    columns = {"text": "said", "label": "kind"}
+    found = parent.adapt(tmp_path / "a", tmp_path / "calls.csv", train=train, columns=columns, rank=2)
+    assert found.after["loss"] < found.before["loss"]
+    assert found.settings["spec"]["rank"] == 2
+    whole = parent.merge(tmp_path / "whole", [tmp_path / "a"])
+    assert whole.evidence.stage == "merge"
+    with parent, whole:
+        before = parent.session.forward([1, 2, 3])[0]
+        parent.load_adapter(tmp_path / "a")
+        beside, merged = parent.session.forward([1, 2, 3])[0], whole.session.forward([1, 2, 3])[0]
+    change = np.abs(merged - before).max()
+    assert np.abs(beside - merged).max() < 0.05 * change  # float16 of weights, of what is added, of neither
+    with pytest.raises(PenjingError, match="no setting 'epoch'"):
+        parent.adapt(tmp_path / "b", tmp_path / "calls.csv", train={"epoch": 2}, columns=columns)
+    assert not (tmp_path / "b").exists()

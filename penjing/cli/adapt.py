@@ -13,6 +13,8 @@ from penjing.cli._values import Force, Json, Model, Seed, settings
 from penjing.cli.data import columns
 
 PANEL = "Make it small"
+#: what `api.Model.adapt` calls what is no setting of a method
+_OTHERS = {"train", "columns", "question", "validation"}
 RESUME = "run the same command again; it goes on from where it was and ends with the same bytes"
 
 
@@ -56,34 +58,24 @@ def command(
     how, others = settings(train or [])
     if overrides or others:
         raise typer.BadParameter("KEY=VALUE, without a pattern", param_hint="--set, --train")
-    from penjing.checkpoint import open_checkpoint
-    from penjing.stages import build_spec
-    from penjing.stages.adapt import Training, adapt
-    from penjing.stages.examples import read_examples
+    if not _OTHERS.isdisjoint(spec):
+        raise typer.BadParameter("they have options of their own: " + ", ".join(sorted(_OTHERS)), param_hint="--set")
+    from penjing import api
 
-    training = build_spec(Training, how, where="--train")
     with progress() as report:
         report("reading", 0, 0)
-        parent = open_checkpoint(model)
-        examples = read_examples(
-            parent,
+        done = api.open(model).adapt(
+            out,
             data,
+            method=method,
+            train=how,
             columns=columns(column or []),
             question=question,
-            max_tokens=training.length,
             validation=validation,
-            seed=seed,
-        )
-        done = adapt(
-            parent,
-            out,
-            examples,
-            method=method,
-            spec=spec,
-            training=training,
             seed=seed,
             force=force,
             progress=report,
+            **spec,
         )
     found = {"out": str(out)} | done.to_json()
     emit(found, as_json, lambda console: _show(console, found))

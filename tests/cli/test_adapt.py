@@ -40,3 +40,8 @@ def test_settings_without_sense_are_errors(talker, tmp_path):
         done = _run("adapt", talker, tmp_path / "a", "--data", tmp_path / "calls.csv", *option)
         assert done.exit_code == 1
         assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.parametrize("option", [("--set", "question=why"), ("--set", "q:rank=2"), ("--train", "q:steps=2")])
+def test_what_is_no_setting_of_a_method_is_usage(talker, tmp_path, option):
+    assert _run("adapt", talker, tmp_path / "a", "--data", tmp_path / "calls.csv", *option).exit_code == 2
