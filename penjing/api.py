@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from penjing.runtime.generate import Generation
     from penjing.runtime.prefix_cache import PrefixCache
     from penjing.runtime.session import Session
+    from penjing.stages.foresight import Budget
     from penjing.tensors.statistics import Importance
 
 CALIBRATION_WINDOWS = 16
@@ -215,19 +216,33 @@ class Model:
         method: str = "rtn",
         overrides: Overrides = (),
         data: str | Path | Corpus | None = None,
+        calibration_windows: int = CALIBRATION_WINDOWS,
+        by_block: bool = False,
+        max_bytes: int | None = None,
+        max_seconds: float | None = None,
         seed: int = 0,
         force: bool = False,
         progress: Progress | None = None,
+        tell: Callable[[str], None] | None = None,
         **spec: Any,
     ) -> Model:
         """Write a quantized child, a Hugging Face folder. spec: the method's settings, e.g. bits=4, group_size=64.
 
         overrides: ("embed", {"bits": 8}) and the like, for parts whose canonical name matches the glob. data: text for
         methods that weigh errors by it, or "self": what the model writes itself. What they find is kept beside `out`.
+        by_block: errors count by what each layer puts out, one layer in memory at a time, and not by the loss, which
+        takes the whole model. `tell` hears what time and memory are expected; more than `max_seconds` or `max_bytes` is
+        an error before the work.
         """
+        from penjing.stages.foresight import Budget
         from penjing.stages.quantize import quantize
 
-        importances, windows = self._calibrate(Path(out), data, seed, progress) if data else (None, None)
+        budget = Budget(max_bytes=max_bytes, max_seconds=max_seconds)
+        importances, windows = None, None
+        if data and by_block:
+            windows = self._windows(data, calibration_windows, seed, progress)
+        elif data:
+            importances, windows = self._calibrate(Path(out), data, seed, progress, calibration_windows, budget, tell)
         evidence = quantize(
             self.checkpoint,
             Path(out),
@@ -239,6 +254,8 @@ class Model:
             seed=seed,
             force=force,
             progress=progress,
+            budget=None if budget == Budget() else budget,
+            tell=tell,
         )
         return self._child(out, evidence)
 
@@ -461,17 +478,30 @@ class Model:
             self._prefixes.keep(self.session, evaluated)
 
     def _calibrate(
-        self, out: Path, data: str | Path | Corpus, seed: int, progress: Progress | None
+        self,
+        out: Path,
+        data: str | Path | Corpus,
+        seed: int,
+        progress: Progress | None,
+        count: int = CALIBRATION_WINDOWS,
+        budget: Budget | None = None,
+        tell: Callable[[str], None] | None = None,
     ) -> tuple[Mapping[str, Importance], Windows]:
         """How much the loss on a text minds errors in each matrix, and that text."""
+        from penjing.stages.calibrate import calibrate, foresee
+
+        windows = self._windows(data, count, seed, progress)
+        cache = out.with_name(f"{out.name}.importance.safetensors")
+        if (budget is not None or tell is not None) and not cache.exists():
+            foresee(self.checkpoint, windows, budget, tell)
+        return calibrate(self.checkpoint, windows, cache=cache, seed=seed, progress=progress), windows
+
+    def _windows(self, data: str | Path | Corpus, count: int, seed: int, progress: Progress | None) -> Windows:
         from penjing.measure.compare import WINDOW
-        from penjing.stages.calibrate import calibrate
         from penjing.stages.calibration_text import calibration_windows
 
-        text = self._text(data, (CALIBRATION_WINDOWS + 1) * WINDOW, seed, progress)
-        windows = calibration_windows(self.checkpoint, text, length=WINDOW, count=CALIBRATION_WINDOWS)
-        cache = out.with_name(f"{out.name}.importance.safetensors")
-        return calibrate(self.checkpoint, windows, cache=cache, seed=seed, progress=progress), windows
+        text = self._text(data, (count + 1) * WINDOW, seed, progress)
+        return calibration_windows(self.checkpoint, text, length=WINDOW, count=count)
 
     def _text(self, data: str | Path | Corpus, num_tokens: int, seed: int, progress: Progress | None) -> Corpus:
         """Text to learn from; of what the model writes itself, `num_tokens`."""

@@ -34,7 +34,10 @@ def _now() -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Evidence:
-    """One record. Digests are sha256 in hex; `before` and `after` are measurements under `measure --json`'s keys."""
+    """One record. Digests are sha256 in hex; `before` and `after` are measurements under `measure --json`'s keys.
+
+    `predicted`: "seconds" and "peak_rss_bytes" as they were told before the work, where they were.
+    """
 
     stage: str
     settings: dict[str, Any]
@@ -43,6 +46,7 @@ class Evidence:
     corpus: str | None = None
     before: dict[str, Any] = field(default_factory=dict)
     after: dict[str, Any] = field(default_factory=dict)
+    predicted: dict[str, Any] = field(default_factory=dict)
     seconds: float = 0.0
     peak_rss_bytes: int = 0
     device: dict[str, Any] = field(default_factory=dict)
@@ -218,6 +222,7 @@ class Recorder:
     corpus: str | None = None
     before: dict[str, Any] = field(default_factory=dict)
     after: dict[str, Any] = field(default_factory=dict)
+    predicted: dict[str, Any] = field(default_factory=dict)
     evidence: Evidence | None = None
 
     def finished(self) -> Evidence:
@@ -261,6 +266,7 @@ def recording(
             corpus=recorder.corpus,
             before=recorder.before,
             after=recorder.after,
+            predicted=recorder.predicted,
             seconds=clock() - start,
             peak_rss_bytes=peak.close(),
             device=device(isa),

@@ -22,7 +22,10 @@ _UNITS: Final = {
     "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40,
 }  # fmt: skip
 #: settings that have an option of their own and cannot be set for all; `method` can be for some parts
-_OPTIONS: Final = ("out", "overrides", "data", "seed", "force", "progress", "self")
+_OPTIONS: Final = (
+    "out", "overrides", "data", "calibration_windows", "by_block", "max_bytes", "max_seconds", "seed", "force",
+    "progress", "tell", "self",
+)  # fmt: skip
 _MODEL_HELP: Final = "Folder, .gguf, .penjing, smollm2-135m, or a hub name like org/name."
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help=_MODEL_HELP, show_default=False)]

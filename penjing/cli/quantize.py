@@ -8,8 +8,8 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from penjing.cli._show import emit, number, pairs, progress, size
-from penjing.cli._values import Force, Json, Model, Seed, settings, text_to_learn
+from penjing.cli._show import emit, note, number, pairs, progress, size
+from penjing.cli._values import Force, Json, Model, Seed, settings, size_bytes, text_to_learn
 
 PANEL = "Make it small"
 RESUME = "run the same command again; it goes on after the last whole part"
@@ -37,6 +37,23 @@ def command(
             show_default=False,
         ),
     ] = None,
+    windows: Annotated[
+        int, typer.Option("--windows", min=1, help="Of 512 tokens, to calibrate on, where the text has as many.")
+    ] = 16,
+    by_block: Annotated[
+        bool,
+        typer.Option("--by-block", help="Errors count by what each layer puts out; one layer in memory at a time."),
+    ] = False,
+    max_memory: Annotated[
+        str | None,
+        typer.Option(
+            "--max-memory", metavar="SIZE", help="Do not begin what takes more, e.g. 2GB.", show_default=False
+        ),
+    ] = None,
+    max_minutes: Annotated[
+        float | None,
+        typer.Option("--max-minutes", min=0.0, help="Do not begin what takes longer.", show_default=False),
+    ] = None,
     seed: Seed = 0,
     force: Force = False,
     as_json: Json = False,
@@ -51,6 +68,11 @@ def command(
             method=method,
             overrides=overrides,
             data=text_to_learn(data) if data else None,
+            calibration_windows=windows,
+            by_block=by_block,
+            max_bytes=size_bytes(max_memory) if max_memory is not None else None,
+            max_seconds=60 * max_minutes if max_minutes is not None else None,
+            tell=note,
             seed=seed,
             force=force,
             progress=report,

@@ -193,6 +193,11 @@ class CheckpointWriter:
         except OSError as error:
             raise os_error(error, self.out) from error
 
+    def abandon(self) -> None:
+        """Remove the working folder where nothing in it is finished."""
+        if not self._finished:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
     def close(self) -> None:
         """Let another process go on with what is finished."""
         if self._lock >= 0:

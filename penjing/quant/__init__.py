@@ -31,7 +31,8 @@ class Technique(Protocol):
     A technique that weighs errors takes `importance_I` as well: how much the loss minds an error in each input; or
     `hessian_II`: how it minds them together (of which importance is the diagonal). Where there is a
     `prepare(spec, hessian_II)`, `quantize` also takes what it gave as `prepared`: for all matrices and rows under that
-    Hessian. `work_bytes(spec, rows, cols)`: memory beside weights and Hessian, where it is no small multiple of them.
+    Hessian; it leaves `PREPARED_BYTES` a value of H. `work_bytes(spec, rows, cols)`: memory beside all that, where it
+    is no small multiple of the rows.
     """
 
     Spec: type[Any]

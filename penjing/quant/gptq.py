@@ -47,7 +47,7 @@ class Prepared:
 
 
 def prepare(spec: Spec, hessian_II: Tensor) -> Prepared:
-    """`hessian_II`: symmetric, finite, no negative eigenvalue. Takes 16 bytes a value of H while it works, 8 after.
+    """`hessian_II`: symmetric, finite, no negative eigenvalue. Takes 20 bytes a value of H while it works, 8 after.
 
     H^-1 = U^T U with an upper U. With inputs in the opposite order H = L L^T, and U is the inverse of L turned back:
     one factor and one inverse in float64, where Cholesky, inverse and Cholesky again take twice the memory.
@@ -55,17 +55,22 @@ def prepare(spec: Spec, hessian_II: Tensor) -> Prepared:
     damped_II = _damped(hessian_II, spec.damping)
     order_I = damped_II.diagonal().argsort(descending=True, stable=True)
     backward_I = order_I.flip(0)
-    lower_II = damped_II[backward_I[:, None], backward_I].double()
+    lower_II = damped_II[backward_I[:, None], backward_I].double().mT  # columns in a row: LAPACK works in place
     torch.linalg.cholesky(lower_II, out=lower_II)
-    inverse_II = torch.eye(len(order_I), dtype=torch.float64)
+    inverse_II = torch.eye(len(order_I), dtype=torch.float64).mT
     torch.linalg.solve_triangular(lower_II, inverse_II, upper=False, out=inverse_II)
+    del lower_II
     return Prepared(damped_II, order_I, inverse_II.float().flip(0, 1))
 
 
+#: of memory that `prepare` leaves for each value of H
+PREPARED_BYTES = 8
+
+
 def work_bytes(spec: Spec, rows: int, cols: int) -> int:
-    """Memory beside the weights and their Hessian: preparing, or rounding that many rows."""
-    prepared = 8 * cols * cols
-    return max(2 * prepared + 4 * cols * cols, prepared + 40 * rows * cols)
+    """Memory beside the weights, their Hessian and what is prepared: preparing, or rounding that many rows."""
+    groups = cols // spec.group_size
+    return max(12 * cols * cols, 44 * rows * cols + 24 * rows * groups * groups)
 
 
 def quantize(spec: Spec, weight_OI: Tensor, hessian_II: Tensor, prepared: Prepared | None = None) -> Quantized:

@@ -10,8 +10,9 @@ Shapes: W windows, T tokens, H hidden size, I inputs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -26,8 +27,13 @@ from penjing.measure.torch_decoder import DecoderScorer
 from penjing.tensors.hessians import Moments
 from penjing.tensors.learning import Forward
 
-#: a weight of the child: a part of a block that is finished, as float32
-ReadPart = Callable[[Part], NDArray[np.float32]]
+_ROWS = 1 << 22  # weights of the embedding read at a time
+
+
+class ReadPart(Protocol):
+    """A weight of a checkpoint, or some of its rows, as float32."""
+
+    def __call__(self, part: Part, rows: slice | None = None) -> NDArray[np.float32]: ...
 
 
 @dataclass(frozen=True)
@@ -46,7 +52,7 @@ class Walk:
     def __init__(
         self, parent: Checkpoint, calibration: Windows, read_child: ReadPart, *, learning: bool = False
     ) -> None:
-        """`read_child(part)`: a weight as the child has it, asked of finished blocks only.
+        """`read_child`: weights as the child has them, asked of finished blocks only.
 
         `learning`: keep the float model's hidden states too, for `Lesson`s.
         """
@@ -63,12 +69,17 @@ class Walk:
 
         Raises PenjingError where activations are not finite.
         """
-        self._reach(block)
         moments = Moments()
-        if block > 0:
+        if 0 < block <= self._num_layers:
+            self._reach(block)
             decoder = self._decoder(block, self._parent.read_part, moments)
             for x_TH in self._hidden:
-                self._forward(block, decoder, x_TH)
+                decoder.layer(block - 1, x_TH)
+        elif block > 0 and not self._parent.architecture.tied:
+            self._reach(block)
+            decoder = self._decoder(block, self._parent.read_part, None, besides=("head",))
+            for x_TH in self._hidden:
+                moments.add("head", decoder.final_norm(x_TH))
         found = moments.hessians()
         for name, hessian_II in found.items():
             if not hessian_II.isfinite().all():
@@ -91,22 +102,24 @@ class Walk:
         def forward(changed: Mapping[str, Tensor], x_TH: Tensor) -> Tensor:
             return DecoderScorer(self._parent.architecture, weights | dict(changed)).layer(block - 1, x_TH)
 
-        targets = [self._forward(block, floats, x_TH) for x_TH in self._float_hidden]
+        targets = [floats.layer(block - 1, x_TH) for x_TH in self._float_hidden]
         return Lesson(weights, forward, self._hidden, targets)
 
     def _reach(self, block: int) -> None:
         while self._next < block:
-            self._hidden = self._through(self._next, self._decoder(self._next, self._read_child, None), self._hidden)
+            self._hidden = self._through(self._next, self._read_child, self._hidden)
             if self._float_hidden is not None:
-                decoder = self._decoder(self._next, self._parent.read_part, None)
-                self._float_hidden = self._through(self._next, decoder, self._float_hidden)
+                self._float_hidden = self._through(self._next, self._parent.read_part, self._float_hidden)
             self._next += 1
 
     def _parts(self, block: int) -> list[Part]:
         return [part for part in self._parent.parts() if block_of(part.name, self._num_layers) == block]
 
-    def _decoder(self, block: int, read: ReadPart, moments: Moments | None) -> DecoderScorer:
-        weights = {part.name: torch.from_numpy(read(part)) for part in self._parts(block)}
+    def _decoder(
+        self, block: int, read: ReadPart, moments: Moments | None, besides: tuple[str, ...] = ()
+    ) -> DecoderScorer:
+        parts = [part for part in self._parts(block) if part.name not in besides]
+        weights = {part.name: torch.from_numpy(read(part)) for part in parts}
         observe = None if moments is None else moments.add
         return DecoderScorer(self._parent.architecture, weights, observe=observe)
 
@@ -114,19 +127,29 @@ class Walk:
     def _num_layers(self) -> int:
         return self._parent.architecture.num_layers
 
-    def _through(self, block: int, decoder: DecoderScorer, hidden: list[Tensor]) -> list[Tensor]:
+    def _through(self, block: int, read: ReadPart, hidden: list[Tensor]) -> list[Tensor]:
         """What comes out of a block; windows take the place of those that went in, one by one."""
         if block == 0:
-            return [decoder.embed(tokens_T) for tokens_T in self._tokens_WT]
+            return self._embedded(read)
+        decoder = self._decoder(block, read, None)
         for window, x_TH in enumerate(hidden):
-            hidden[window] = self._forward(block, decoder, x_TH)
+            hidden[window] = decoder.layer(block - 1, x_TH)
         return hidden
 
-    def _forward(self, block: int, decoder: DecoderScorer, x_TH: Tensor) -> Tensor:
-        if block <= self._num_layers:
-            return decoder.layer(block - 1, x_TH)
-        normed_TH = decoder.final_norm(x_TH)
-        return normed_TH if self._parent.architecture.tied else decoder.head(normed_TH)
+    def _embedded(self, read: ReadPart) -> list[Tensor]:
+        """Of a large vocabulary's rows only some are needed, and all in float32 would be more than a layer."""
+        part = next(part for part in self._parts(0) if part.name == "embed")
+        vocab, hidden = self._parent.architecture.matrix_shapes()["embed"]
+        token_N, place_WT = torch.unique(self._tokens_WT, return_inverse=True)
+        row_NH = torch.empty(len(token_N), hidden)
+        step = max(1, _ROWS // hidden)
+        for start in range(0, vocab, step):
+            begin, end = (int(torch.searchsorted(token_N, edge)) for edge in (start, start + step))
+            if begin < end:
+                rows = torch.from_numpy(read(part, slice(start, min(start + step, vocab))))
+                row_NH[begin:end] = rows[token_N[begin:end] - start]
+        embedding = DecoderScorer(self._parent.architecture, {"embed": row_NH})
+        return [embedding.embed(place_T) for place_T in place_WT]
 
 
 def block_of(name: str, num_layers: int) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,8 @@ from penjing.format.families import Part
 from penjing.format.safetensors_file import SafetensorsFile, SafetensorsWriter, TensorSpec
 from penjing.measure import torch_model
 from penjing.stages import Progress
+from penjing.stages.foresight import Budget, Forecast, calibration_memory, foretold
+from penjing.stages.rehearsal import calibration_seconds
 from penjing.tensors.precision import fast_products
 from penjing.tensors.statistics import Importance, importances, weight_names
 
@@ -38,11 +40,9 @@ def calibrate(
     if known is not None:
         return known
     tokens_WT = torch.from_numpy(calibration.tokens_WT.astype(np.int64))
-    sizes = [4 * cols * cols for name, (_, cols) in parent.architecture.matrix_shapes().items() if name != "embed"]
-    hessians = sum(sizes) <= _MOST_HESSIANS
     model = torch_model.load(parent)
     with fast_products():
-        by_weight = importances(model, tokens_WT, hessians=hessians, seed=seed, progress=progress)
+        by_weight = importances(model, tokens_WT, hessians=_with_hessians(parent), seed=seed, progress=progress)
     found = {}
     for part in parent.parts():
         if part.name in parent.architecture.matrix_shapes():
@@ -51,6 +51,26 @@ def calibrate(
             found[part.name] = dataclasses.replace(whole, output_KO=whole.output_KO[:, rows])
     _write(cache, digest, found)
     return found
+
+
+def foresee(
+    parent: Checkpoint, calibration: Windows, budget: Budget | None, tell: Callable[[str], None] | None
+) -> None:
+    """Say what `calibrate` will take; raise PenjingError where a budget does not allow it."""
+    budget, where = budget or Budget(), f"what the loss of {parent.name} minds"
+    attempt = "--by-block, which holds one layer, or --method rtn"
+    needed = calibration_memory(parent, calibration, hessians=_with_hessians(parent))
+    budget.check_memory(needed, where=where, attempt=attempt)
+    with fast_products():
+        seconds = calibration_seconds(parent, calibration, hessians=_with_hessians(parent))
+    budget.check_time(seconds, where=where, attempt=attempt)
+    if tell is not None:
+        tell(f"calibrating will take {foretold(Forecast(seconds, sum(needed.values())))}")
+
+
+def _with_hessians(parent: Checkpoint) -> bool:
+    sizes = [4 * cols * cols for name, (_, cols) in parent.architecture.matrix_shapes().items() if name != "embed"]
+    return sum(sizes) <= _MOST_HESSIANS
 
 
 def _weight_name(model: Any, part: Part, known: Iterable[str]) -> str:

@@ -8,9 +8,10 @@ Shapes: O rows of a chunk, I inputs, N groups a row.
 
 from __future__ import annotations
 
+import dataclasses
 import fnmatch
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,8 @@ from penjing.format.source import row_indices
 from penjing.quant import apply, layout_for, technique
 from penjing.stages import EVIDENCE, Progress, base, build_spec, inherit_evidence
 from penjing.stages.codes import bits_per_weight, copy_rest, num_weights, packed, plan, row_chunks, runs
+from penjing.stages.foresight import Budget, Forecast, foretold, memory, remedies
+from penjing.stages.rehearsal import Rehearsal
 from penjing.stages.weighing import Choice, Weighing
 from penjing.tensors.statistics import Importance, dead_inputs
 
@@ -48,6 +51,8 @@ def quantize(
     force: bool = False,
     seed: int = 0,
     progress: Progress | None = None,
+    budget: Budget | None = None,
+    tell: Callable[[str], None] | None = None,
 ) -> Evidence:
     """Write a quantized child beside an untouched parent.
 
@@ -56,6 +61,7 @@ def quantize(
     `importances`: of `stages.calibrate`, for methods that weigh errors, and `calibration`: the text they are of.
     Methods that ask for Hessians which these do not hold get X^T X of the text, block by block, and take the memory of
     one block, of its Hessians, and of all windows' hidden states. Others: what importing torch takes and about 150 MB.
+    With a `budget`, or `tell`, which hears it, time and memory are predicted first; what cannot be met is not begun.
     Raises PenjingError.
     """
     if parent.path.is_file() and parent.path.suffix == ".penjing":
@@ -70,21 +76,19 @@ def quantize(
     stored = {name: choice.layout for name, choice in chosen.items()}
     shards = plan(parent, stored)
     with CheckpointWriter(out, shards, step=step, force=force) as writer:
+        predicted = None
+        if budget is not None or tell is not None:
+            left = Rehearsal(parent, chosen, shards, writer.pending(), importances or {}, calibration, writer.folder)
+            predicted = _foreseen(left, writer, budget or Budget(), tell, f"{method}, {parent.name}")
         inherit_evidence(parent, writer.folder)
         with recording(
             "quantize", settings, path=writer.folder / EVIDENCE, parent=parent.digest, corpus=corpus
         ) as work:
+            work.predicted = {} if predicted is None else dataclasses.asdict(predicted)
             read_child = partial(_read_child, parent, writer)
             weighing = Weighing(parent, chosen, importances or {}, calibration, read_child, seed)
             _write_shards(parent, chosen, shards, writer, weighing, seed, progress)
-            writer.write_texts(
-                config=parent.config,
-                generation=parent.generation,
-                tokenizer_json=parent.tokenizer_json,
-                chat_template=parent.chat_template,
-                companions=parent.path if parent.path.is_dir() else None,
-                base=base(parent),
-            )
+            _write_texts(parent, writer)
             work.before = {"bits_per_weight": 8 * parent.file_bytes / num_weights(parent)}
             work.after = {"bits_per_weight": bits_per_weight(parent, stored)}
             dead = dead_inputs({name: importance for name, importance in (importances or {}).items() if name in chosen})
@@ -93,6 +97,25 @@ def quantize(
             work.child = open_checkpoint(writer.folder).digest
         writer.finish()
     return work.finished()
+
+
+def _foreseen(
+    rehearsal: Rehearsal, writer: CheckpointWriter, budget: Budget, tell: Callable[[str], None] | None, where: str
+) -> Forecast:
+    """What is left will take this. PenjingError where that is too much: memory is counted before any is taken."""
+    work = rehearsal.parent, rehearsal.chosen, rehearsal.importances, rehearsal.calibration
+    needed, attempt = memory(*work), remedies(rehearsal.chosen, rehearsal.calibration)
+    try:
+        budget.check_memory(needed, where=where, attempt=attempt)
+        seconds = rehearsal.seconds()
+        budget.check_time(seconds, where=where, attempt=attempt)
+    except PenjingError:
+        writer.abandon()
+        raise
+    forecast = Forecast(seconds, sum(needed.values()))
+    if tell is not None:
+        tell(f"quantizing will take {foretold(forecast)}")
+    return forecast
 
 
 def choices(
@@ -167,15 +190,12 @@ def _quantize_part(
         book_K: torch.Tensor | None = None
         weighed: dict[str, Any] | None = None
         for rows in row_chunks(choice.layout):
-            weight_OI = parent.read_part(part, rows)
-            if not np.isfinite(weight_OI).all():
-                raise PenjingError(
-                    "a weight is NaN or infinite", where=part.name, attempt="repair the model, or train it again"
-                )
+            weight_OI = torch.from_numpy(_read_finite(parent, part, rows))
             quantized = weighing.learned(part.name, rows)
             if quantized is None:
                 weighed = weighing.of(part.name, choice) if weighed is None else weighed
-                quantized = apply(choice.method, choice.spec, torch.from_numpy(weight_OI), **weighed, book_K=book_K)
+                quantized = apply(choice.method, choice.spec, weight_OI, **weighed, book_K=book_K)
+            del weight_OI  # and below: memory is that of one chunk
             if rows.start and not _same_book(quantized.book_K, book_K):
                 raise ValueError(f"{part.name}: {choice.method} chose another book for later rows")
             book_K = quantized.book_K
@@ -183,11 +203,34 @@ def _quantize_part(
             shipped_OI = quantized.dequantize().numpy()
             for begin, end in runs(index[rows]):
                 shard.write(part.source, shipped_OI[begin:end], int(index[rows.start + begin]))
+            del quantized, shipped_OI
     return index
 
 
-def _read_child(parent: Checkpoint, writer: CheckpointWriter, part: Part) -> NDArray[np.float32]:
-    return gather_part(part, writer.read, parent.tensors[part.source].shape[0])
+def _read_finite(parent: Checkpoint, part: Part, rows: slice) -> NDArray[np.float32]:
+    weight_OI = parent.read_part(part, rows)
+    if not np.isfinite(weight_OI).all():
+        raise PenjingError(
+            "a weight is NaN or infinite", where=part.name, attempt="repair the model, or train it again"
+        )
+    return weight_OI
+
+
+def _write_texts(parent: Checkpoint, writer: CheckpointWriter) -> None:
+    writer.write_texts(
+        config=parent.config,
+        generation=parent.generation,
+        tokenizer_json=parent.tokenizer_json,
+        chat_template=parent.chat_template,
+        companions=parent.path if parent.path.is_dir() else None,
+        base=base(parent),
+    )
+
+
+def _read_child(
+    parent: Checkpoint, writer: CheckpointWriter, part: Part, rows: slice | None = None
+) -> NDArray[np.float32]:
+    return gather_part(part, writer.read, parent.tensors[part.source].shape[0], rows)
 
 
 def _same_book(one: torch.Tensor | None, other: torch.Tensor | None) -> bool:

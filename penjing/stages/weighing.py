@@ -13,9 +13,10 @@ from penjing.checkpoint import Checkpoint
 from penjing.data.text import Windows
 from penjing.errors import PenjingError
 from penjing.format.pack import Layout
-from penjing.quant import BlockTechnique, Technique, learns, prepares, uses_hessian
+from penjing.quant import BlockTechnique, Technique, learns, prepares, uses_hessian, uses_importance
 from penjing.stages.blocks import ReadPart, Walk, block_of
 from penjing.tensors.groups import Quantized
+from penjing.tensors.precision import fast_products
 from penjing.tensors.statistics import Importance
 
 
@@ -41,16 +42,16 @@ class Weighing:
         seed: int,
     ) -> None:
         self._importances, self._seed = importances, seed
+        self._hidden_size = parent.architecture.hidden_size
         self._hessians: Mapping[str, torch.Tensor] = {}
         self._codes: dict[str, Quantized] = {}
         self._prepared: dict[tuple[int, Any], Any] = {}
-        self._learned = _learned_together(chosen, parent.architecture.num_layers)
+        self._learned = learned_together(chosen, parent.architecture.num_layers)
         self._walk: Walk | None = None
-        asking = {name for name, choice in chosen.items() if uses_hessian(choice.method)} - {"embed"}
-        self._lacking = any(name not in importances or importances[name].hessian_II is None for name in asking)
+        self._asking = asking(chosen, importances, parent.architecture.num_layers)
         if self._learned and calibration is None:
             raise PenjingError("it learns from text, and none was given", where="--method", attempt="--data FILE")
-        if calibration is not None and (self._lacking or self._learned):
+        if calibration is not None and (self._asking or self._learned):
             self._walk = Walk(parent, calibration, read_child, learning=bool(self._learned))
 
     def enter(self, block: int) -> None:
@@ -58,8 +59,10 @@ class Weighing:
         self._codes, self._prepared = {}, {}
         if self._walk is None:
             return
-        if self._lacking:
-            self._hessians = self._walk.hessians(block)
+        self._hessians = {}  # before others are found: those of one block at a time
+        if block in self._asking:
+            with fast_products(None if not self._learned else False):
+                self._hessians = self._walk.hessians(block)
         for method, choices in self._learned.get(block, []):
             lesson = self._walk.lesson(block)
             self._codes |= method.quantize_block(
@@ -103,19 +106,36 @@ class Weighing:
         return found
 
     def _errors(self, name: str) -> dict[str, torch.Tensor | None]:
-        """A lookup's inputs have no Hessian: its importance stands on the diagonal."""
-        known = self._importances.get(name)
-        if known is None:
-            return {"importance_I": None, "hessian_II": self._hessians.get(name)}
-        importance_I = known.mean_input_I()
-        hessian_II = self._hessians.get(name) if known.hessian_II is None else known.hessian_II
+        """A lookup's inputs have no Hessian: its importance stands on the diagonal, all alike where it is not known."""
+        known, hessian_II = self._importances.get(name), self._hessians.get(name)
+        if known is not None:
+            importance_I = known.mean_input_I()
+            hessian_II = hessian_II if known.hessian_II is None else known.hessian_II
+        elif hessian_II is not None:
+            importance_I = hessian_II.diagonal()
+        elif name == "embed" and self._walk is not None:
+            importance_I = torch.ones(self._hidden_size)
+        else:
+            return {"importance_I": None, "hessian_II": None}
         return {
             "importance_I": importance_I,
             "hessian_II": torch.diag(importance_I) if name == "embed" else hessian_II,
         }
 
 
-def _learned_together(
+def asking(chosen: Mapping[str, Choice], importances: Mapping[str, Importance], num_layers: int) -> set[int]:
+    """Blocks with matrices to be weighed by what is not known yet; a lookup's inputs are not, nor what is learned."""
+    found = set()
+    for name, choice in chosen.items():
+        known, block = importances.get(name), block_of(name, num_layers)
+        wants = uses_hessian(choice.method) and (known is None or known.hessian_II is None)
+        wants = wants or (uses_importance(choice.method) and known is None)
+        if wants and block > 0 and (block > num_layers or not learns(choice.method)):
+            found.add(block)
+    return found
+
+
+def learned_together(
     chosen: Mapping[str, Choice], num_layers: int
 ) -> dict[int, list[tuple[BlockTechnique, dict[str, Choice]]]]:
     """For each layer the techniques that learn, with the matrices they learn together."""

@@ -141,6 +141,23 @@ def test_quantize_pack_measure_compare(talker, tmp_path):
     assert compared[0]["quality"]["perplexity"] == pytest.approx(measured["quality"]["perplexity"])
 
 
+def test_quantize_says_what_it_will_take_and_keeps_within_a_budget(talker, tmp_path):
+    settings = ["--set", "group_size=4", "--method", "scale_search", "--by-block", "--data", tmp_path / "text.txt"]
+    (tmp_path / "text.txt").write_text("the cat sat on the mat, and it saw a rat. " * 400)
+    done = here("quantize", talker, tmp_path / "child", *settings, "--windows", 4, "--json")
+    assert "quantizing will take about" in done.stderr
+    found = last_json(done)
+    assert found["predicted"]["seconds"] > 0
+    assert not (tmp_path / "child.importance.safetensors").exists()  # the whole model's, which was not asked for
+    for limit in (["--max-memory", "1MB"], ["--max-minutes", "0"]):
+        refused = penjing("quantize", talker, tmp_path / "other", *settings, *limit, check=1)
+        lines = refused.stderr.splitlines()[-3:]
+        assert "allowed" in lines[0]
+        assert "where:" in lines[1]
+        assert "try:" in lines[2]
+        assert not list(tmp_path.glob("other*"))
+
+
 def test_what_hurts_and_what_calibrates_is_measured_before_anything_is_quantized(talker, tmp_path):
     pytest.importorskip("torch")
     text = tmp_path / "text.txt"

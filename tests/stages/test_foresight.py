@@ -1,0 +1,192 @@
+"""What is said before the work: memory as it will be, time that grows as the work does, and budgets that hold."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch")
+
+from stages.test_quantize import make_big, same_files
+
+from penjing.checkpoint import open_checkpoint
+from penjing.data.text import Windows
+from penjing.errors import PenjingError
+from penjing.evidence import read
+from penjing.quant import rtn
+from penjing.stages import rehearsal
+from penjing.stages.foresight import Budget
+from penjing.stages.quantize import quantize
+
+ROOT = Path(__file__).resolve().parents[2]
+SPEC = {"bits": 4, "group_size": 4}
+METHODS = ["rtn", "scale_search", "gptq", "autoround", "gsq"]
+
+
+def text(windows=3, length=20, vocab=101):
+    tokens_WT = np.random.default_rng(7).integers(0, vocab, (windows, length), dtype=np.int32)
+    return Windows(tokens_WT, tokens_WT.size)
+
+
+def settings(method, windows=3):
+    few = {"steps": 3} if method in ("autoround", "gsq") else {}
+    bits = {"bits": 2} if method == "gsq" else {}
+    found = {"method": method, "spec": SPEC | few | bits, "overrides": [("embed", {"method": "rtn", "bits": 4})]}
+    if method in ("autoround", "gsq"):
+        found["overrides"] = [("[eh]*", {"bits": 16})]
+    return found if method == "rtn" else found | {"calibration": text(windows)}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_it_is_told_and_kept_and_changes_nothing(tiny_model, tmp_path, method):
+    parent, said = open_checkpoint(tiny_model("llama").path), []
+    quantize(parent, tmp_path / "silent", **settings(method))
+    evidence = quantize(parent, tmp_path / "told", **settings(method), tell=said.append)
+    same_files(tmp_path / "silent", tmp_path / "told")
+    assert len(said) == 1
+    assert "MB of memory at most" in said[0]
+    kept = read(tmp_path / "told" / "evidence.jsonl")[-1]["predicted"]
+    assert kept == evidence.predicted
+    assert kept["seconds"] > 0
+    assert kept["peak_rss_bytes"] > 50_000_000
+    assert read(tmp_path / "silent" / "evidence.jsonl")[-1]["predicted"] == {}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["silent", "told"]
+
+
+def one_second_each(monkeypatch):
+    """Whatever is timed takes a second, so that what comes out is a count."""
+
+    def timed(work):
+        work()
+        return 1.0
+
+    monkeypatch.setattr(rehearsal, "timed", timed)
+
+
+@pytest.mark.parametrize("method", ["scale_search", "gptq"])
+def test_time_grows_with_windows_as_passes_through_layers_do(tiny_model, tmp_path, method, monkeypatch):
+    one_second_each(monkeypatch)
+    parent = open_checkpoint(tiny_model("llama").path)
+    few, more = (
+        quantize(parent, tmp_path / str(count), **settings(method, count), tell=str).predicted["seconds"]
+        for count in (2, 5)
+    )
+    layers = parent.architecture.num_layers
+    # each layer once for its Hessians and once into the next block, which is a head of its own here
+    assert not parent.architecture.tied
+    assert more - few == pytest.approx(3 * 2 * layers)
+
+
+def test_what_is_finished_is_not_counted_again(tiny_model, tmp_path, monkeypatch):
+    parent, said = open_checkpoint(tiny_model("llama").path), []
+    real, calls = rtn.quantize, []
+
+    def stops(spec, weight_OI):
+        calls.append(1)
+        if len(calls) == 15:
+            raise KeyboardInterrupt
+        return real(spec, weight_OI)
+
+    monkeypatch.setattr(rtn, "quantize", stops)
+    with pytest.raises(KeyboardInterrupt):
+        quantize(parent, tmp_path / "a", spec=SPEC)
+    monkeypatch.setattr(rtn, "quantize", real)
+    one_second_each(monkeypatch)
+    rest = quantize(parent, tmp_path / "a", spec=SPEC, tell=said.append).predicted["seconds"]
+    whole = quantize(parent, tmp_path / "b", spec=SPEC, tell=said.append).predicted["seconds"]
+    assert 0 < rest < 0.7 * whole
+
+
+@pytest.mark.parametrize(
+    ("budget", "fact", "where"),
+    [
+        (Budget(max_bytes=10_000_000), "MB of memory, 10 MB are allowed", "held already"),
+        (Budget(max_seconds=1e-6), "minutes, 1.7e-08 are allowed", "gptq"),
+    ],
+)
+def test_a_budget_that_cannot_be_met_is_said_at_once(tiny_model, tmp_path, budget, fact, where):
+    parent = open_checkpoint(tiny_model("llama").path)
+    with pytest.raises(PenjingError) as caught:
+        quantize(parent, tmp_path / "child", **settings("gptq", 8), budget=budget)
+    assert fact in caught.value.fact
+    assert where in caught.value.where
+    assert "--windows 4" in caught.value.attempt
+    assert len(str(caught.value).splitlines()) == 3
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_budget_that_can_be_met_is_no_matter(tiny_model, tmp_path):
+    parent = open_checkpoint(tiny_model("llama").path)
+    evidence = quantize(parent, tmp_path / "child", spec=SPEC, budget=Budget(max_bytes=10**12, max_seconds=1e6))
+    assert evidence.predicted["seconds"] < 1e6
+
+
+def test_memory_is_counted_before_any_is_taken(tiny_model, tmp_path, monkeypatch):
+    monkeypatch.setattr(rehearsal.Rehearsal, "seconds", lambda self: pytest.fail("it rehearsed"))
+    with pytest.raises(PenjingError, match="MB of memory"):
+        quantize(open_checkpoint(tiny_model("llama").path), tmp_path / "a", spec=SPEC, budget=Budget(max_bytes=1))
+
+
+def test_a_budget_leaves_finished_parts_alone(tiny_model, tmp_path, monkeypatch):
+    parent = open_checkpoint(tiny_model("llama").path)
+    real, calls = rtn.quantize, []
+
+    def stops(spec, weight_OI):
+        calls.append(1)
+        if len(calls) == 15:
+            raise KeyboardInterrupt
+        return real(spec, weight_OI)
+
+    monkeypatch.setattr(rtn, "quantize", stops)
+    with pytest.raises(KeyboardInterrupt):
+        quantize(parent, tmp_path / "a", spec=SPEC)
+    before = sorted((tmp_path / "a.partial").glob("*.safetensors"))
+    with pytest.raises(PenjingError):
+        quantize(parent, tmp_path / "a", spec=SPEC, budget=Budget(max_bytes=1))
+    assert before
+    assert sorted((tmp_path / "a.partial").glob("*.safetensors")) == before
+
+
+FRESH = """
+import json, sys
+from pathlib import Path
+import numpy as np
+import torch
+from penjing.checkpoint import open_checkpoint
+from penjing.data.text import Windows
+from penjing.stages.quantize import quantize
+torch.set_num_threads(1)
+settings = json.loads(sys.argv[3])
+shape = settings.pop("windows")
+if shape:
+    tokens_WT = np.random.default_rng(0).integers(0, 512, shape, dtype=np.int32)
+    settings["calibration"] = Windows(tokens_WT, tokens_WT.size)
+evidence = quantize(open_checkpoint(sys.argv[1]), Path(sys.argv[2]), **settings, tell=str)
+print(json.dumps([evidence.predicted["peak_rss_bytes"], evidence.peak_rss_bytes]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("sizes", "how"),
+    [
+        ({"hidden": 1024, "intermediate": 4096}, {"method": "rtn", "windows": None}),  # chunks of rows
+        ({"hidden": 1024, "intermediate": 64}, {"method": "scale_search", "windows": (96, 512)}),  # hidden states
+        ({"hidden": 256, "intermediate": 4096}, {"method": "gptq", "windows": (2, 64)}),  # a large Hessian
+    ],
+)
+def test_memory_comes_as_it_was_said(tmp_path, sizes, how):
+    folder = make_big(tmp_path / "parent", vocab=512, layers=1, **sizes)
+    how["overrides"] = [("embed", {"method": "rtn"})]
+    command = [sys.executable, "-c", FRESH, str(folder), str(tmp_path / "child"), json.dumps(how)]
+    done = subprocess.run(
+        command, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    predicted, actual = json.loads(done.stdout)
+    assert abs(predicted / actual - 1) <= 0.25, (predicted, actual)
