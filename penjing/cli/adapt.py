@@ -90,7 +90,14 @@ def _show(console: Console, found: dict[str, Any]) -> None:
         ("wrote", found["out"]),
         ("trained", f"{after['trained_parameters']:,} parameters, {number(share)}% of them"),
         (loss, f"{number(before['loss'], 4)} → {number(after['loss'], 4)} (step {ran['best_step']})"),
+        *([("accuracy", accuracy(after))] if "accuracy" in after else []),
         ("tokens", f"{ran['tokens']:,} in {ran['steps']} steps, {number(ran['tokens'] / ran['seconds'])} a second"),
         ("took", f"{number(found['seconds'])} s, {size(found['peak_rss_bytes'])} of memory at most"),
     ]
     console.print(pairs(rows))
+
+
+def accuracy(judged: dict[str, Any]) -> str:
+    """With its 95% interval, where answers were judged."""
+    found = judged.get("accuracy")
+    return f"{found['value']:.3f} ({found['low']:.3f} to {found['high']:.3f})" if found else ""

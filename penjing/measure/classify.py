@@ -17,11 +17,12 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from penjing.errors import PenjingError
 from penjing.train import precision
 from penjing.train.batch import document, pack
-from penjing.train.forward import flatten, head, hidden_states
+from penjing.train.forward import Head, flatten, head, hidden_states
 
 #: what names that share all their words answer with
 _SPARE = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -75,22 +76,24 @@ def log_probabilities(
     found_NC = np.empty((len(prompts), len(answers)), np.float32)
     model.eval()
     answer_C = torch.tensor(answers)
-    for group in _groups([len(prompts[at]) for at in order]):
+    for group in groups([len(prompts[at]) for at in order]):
         members = [order[at] for at in group]
         flat = flatten(pack([document(prompts[at]) for at in members]))
         with precision.autocast(kind, "cpu"):
             last_NH = hidden_states(model, flat)[flat.start_D + flat.size_D - 1]
-        top = head(model)
-        logit_NC = top.scale * (last_NH.float() @ top.weight_VH[answer_C].float().T)
-        if top.bias_V is not None:
-            logit_NC += top.scale * top.bias_V[answer_C].float()
-        if top.softcap is not None:
-            logit_NC = top.softcap * torch.tanh(logit_NC / top.softcap)
-        found_NC[members] = torch.log_softmax(logit_NC.float(), 1).numpy()
+        found_NC[members] = torch.log_softmax(logits_of(head(model), last_NH, answer_C), 1).numpy()
     return found_NC
 
 
-def _groups(sizes: Sequence[int]) -> list[range]:
+def logits_of(top: Head, hidden_NH: Tensor, token_C: Tensor) -> Tensor:
+    """Logits of some tokens alone, in float32."""
+    logit_NC = top.scale * (hidden_NH.float() @ top.weight_VH[token_C].float().T)
+    if top.bias_V is not None:
+        logit_NC += top.scale * top.bias_V[token_C].float()
+    return logit_NC if top.softcap is None else top.softcap * torch.tanh(logit_NC / top.softcap)
+
+
+def groups(sizes: Sequence[int]) -> list[range]:
     """Documents in order, so many at a time that they have about _BATCH_TOKENS."""
     found, start, total = [], 0, 0
     for at, size in enumerate(sizes):

@@ -11,7 +11,7 @@ import dataclasses
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,14 +22,15 @@ from torch import Tensor
 from penjing.adapt import Plan, technique
 from penjing.checkpoint import Checkpoint
 from penjing.errors import PenjingError
-from penjing.evidence import Evidence, recording
+from penjing.evidence import Evidence, append, read, recording
 from penjing.files import lock, os_error, sync_folder, write_file
 from penjing.format.hf_writer import check_free
 from penjing.measure.torch_model import load
 from penjing.stages import EVIDENCE, Progress
 from penjing.stages.child import write_child
-from penjing.train.batch import Batch, Batches, Document, PackedBatches, pack
-from penjing.train.loop import Settings, held_out_loss, train
+from penjing.stages.held_out import judge, validation
+from penjing.train.batch import Batch, Batches, Document, PackedBatches
+from penjing.train.loop import Settings, train
 from penjing.train.objectives import Loss, causal_lm
 
 ADAPTER = "penjing_adapter.json"
@@ -64,11 +65,15 @@ class Training:
 
 @dataclass(frozen=True, kw_only=True)
 class Examples:
-    """What is learned from, by task; `held_out` chooses the best weights and is never trained on."""
+    """What is learned from, by task; `held_out` chooses the best weights and is never trained on.
+
+    `answers`: of classification, all there are, as tokens.
+    """
 
     documents: Mapping[str, Sequence[Document]]
     held_out: Sequence[Document] = ()
     files: Sequence[Path] = ()
+    answers: Collection[tuple[int, ...]] = ()
 
 
 def adapt(
@@ -91,29 +96,29 @@ def adapt(
     check_free_adapter(out, force=force)
     batches = _Tasks(examples, training, seed)
     settings = _settings(method, training, batches, bool(examples.held_out), seed)
-    asked = {"method": method, "spec": dataclasses.asdict(chosen), "train": dataclasses.asdict(training), "seed": seed}
+    asked = settings_of(method, chosen, training, seed)
     with _working_folder(out) as run:
         with recording("adapt", asked, parent=parent.digest, corpus=batches.digest) as work:
             adapted = module.prepare(chosen, load_for(method, parent), _plan(parent, batches, settings.steps, seed))
-            validate = _validation(examples, training)
             trained = train(
                 adapted.model,
                 with_penalty(causal_lm.Objective(), adapted.penalty),
                 batches,
                 settings,
                 folder=run,
-                validate=validate,
+                validate=validation(examples.held_out, training.length),
                 progress=progress,
                 before_step=adapted.before_step,
                 after_step=adapted.after_step,
                 keep=adapted.buffers,
             )
             counts = count_trained(adapted.model)
+            judged = judge(adapted.model, examples.held_out, examples.answers, kind=trained.precision)
             if adapted.finish is not None:
                 adapted.finish()
             work.before = {"loss": (trained.validation or trained.curve)[0]["loss"]}
             best = [point["loss"] for point in trained.validation if point["step"] == trained.best_step]
-            work.after = {"loss": best[0] if best else trained.curve[-1]["loss"], **counts}
+            work.after = {"loss": best[0] if best else trained.curve[-1]["loss"], **judged, **counts}
             work.after["training"] = trained.to_json()
             if not adapted.adapter:
                 write_child(parent, adapted.model, out, step=asked, work=work, force=force)
@@ -121,9 +126,24 @@ def adapt(
         if adapted.adapter:
             _write_adapter(parent, adapted.model, out, evidence, force=force)
         else:
-            _append(out, evidence)
+            append(out / EVIDENCE, evidence)
     shutil.rmtree(run, ignore_errors=True)
     return evidence
+
+
+def settings_of(method: str, spec: Any, training: Training, seed: int) -> dict[str, Any]:
+    """As evidence has them."""
+    return {"method": method, "spec": dataclasses.asdict(spec), "train": dataclasses.asdict(training), "seed": seed}
+
+
+def done_before(
+    parent: Checkpoint, out: Path, examples: Examples, *, method: str, spec: Any, training: Training, seed: int
+) -> dict[str, Any] | None:
+    """The record of OUT, if it is what `adapt` would write."""
+    records = [record for record in read(out / EVIDENCE) if record["stage"] == "adapt"]
+    wanted = {"settings": settings_of(method, spec, training, seed), "parent": parent.digest}
+    wanted["corpus"] = _Tasks(examples, training, seed).digest
+    return records[-1] if records and {name: records[-1][name] for name in wanted} == wanted else None
 
 
 def modules_of(checkpoint: Checkpoint) -> dict[str, str]:
@@ -219,14 +239,6 @@ def _settings(method: str, training: Training, batches: _Tasks, validated: bool,
     )
 
 
-def _validation(examples: Examples, training: Training) -> Callable[[Any], float] | None:
-    if not examples.held_out:
-        return None
-    step = max(1, 2048 // training.length) * 8
-    groups = [examples.held_out[start : start + step] for start in range(0, len(examples.held_out), step)]
-    return held_out_loss(causal_lm.Objective(), [pack(group) for group in groups])
-
-
 def check_free_adapter(out: Path, *, force: bool) -> None:
     """As for checkpoints; an adapter may be replaced too."""
     if force and (out / "adapter_config.json").is_file():
@@ -257,7 +269,7 @@ def _write_adapter(parent: Checkpoint, model: Any, out: Path, evidence: Evidence
         model.save_pretrained(partial)
         about = {"format": "penjing-peft", "version": 1, "parent": parent.digest, "name": parent.name}
         write_file(partial / ADAPTER, (json.dumps(about, indent=1) + "\n").encode())
-        _append(partial, evidence)
+        append(partial / EVIDENCE, evidence)
         sync_folder(partial)
         replace_folder(partial, out, force=force)
     except OSError as error:
@@ -274,9 +286,3 @@ def replace_folder(partial: Path, out: Path, *, force: bool) -> None:
     os.rename(partial, out)
     sync_folder(out.parent)
     shutil.rmtree(old, ignore_errors=True)
-
-
-def _append(folder: Path, evidence: Evidence) -> None:
-    from penjing.evidence import append
-
-    append(folder / EVIDENCE, evidence)

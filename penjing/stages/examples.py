@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 
 from penjing.checkpoint import Checkpoint
@@ -10,6 +11,7 @@ from penjing.data.dataset import open_dataset
 from penjing.data.encode import Codec, Example, codec
 from penjing.data.splits import Part, split
 from penjing.errors import PenjingError
+from penjing.measure.answers import Answer, answer_of
 from penjing.stages.adapt import Examples
 
 
@@ -28,6 +30,7 @@ def read_examples(
     documents: dict[str, list[Example]] = {}
     held_out: list[Example] = []
     files: list[Path] = []
+    kinds: set[str] = set()
     for source in sources:
         dataset = open_dataset(source, columns=dict(columns or {}))
         task = Path(source).stem.replace(".", "_") or "data"
@@ -37,7 +40,11 @@ def read_examples(
         documents[task] = _encoded(reader, parts.train, question, max_tokens)
         held_out += _encoded(reader, parts.validation, question, max_tokens)
         files += dataset.files
-    return Examples(documents=documents, held_out=held_out, files=files)
+        kinds.add(dataset.kind)
+    answers: set[Answer] = set()
+    if kinds == {"classification"}:
+        answers = {answer_of(example) for example in [*chain(*documents.values()), *held_out]}
+    return Examples(documents=documents, held_out=held_out, files=files, answers=answers)
 
 
 def _encoded(reader: Codec, part: Part, question: str, max_tokens: int) -> list[Example]:
