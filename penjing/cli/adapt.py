@@ -8,8 +8,9 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from penjing.cli import _adapting
 from penjing.cli._show import emit, number, pairs, progress, size
-from penjing.cli._values import Force, Json, Model, Seed, settings
+from penjing.cli._values import Force, Json, Model, Seed, settings, words
 from penjing.cli.data import columns
 
 PANEL = "Make it small"
@@ -28,6 +29,24 @@ def command(
         ),
     ],
     method: Annotated[str, typer.Option("--method", help="See `penjing list adapt`.")] = "lora",
+    compare: Annotated[
+        str | None,
+        typer.Option(
+            "--compare",
+            metavar="METHOD,METHOD,…",
+            help="Several methods on one budget, each into OUT/METHOD; --set and --train take METHOD:KEY=VALUE too.",
+            show_default=False,
+        ),
+    ] = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option(
+            "--plot",
+            metavar="PICTURE",
+            help="With --compare, draw quality against parameters, time and memory: .png, .svg or .pdf.",
+            show_default=False,
+        ),
+    ] = None,
     entries: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="A setting of the method, e.g. rank=8.", show_default=False),
@@ -54,12 +73,25 @@ def command(
     as_json: Json = False,
 ) -> None:
     """Write an adapter in peft's format, or an adapted child where the weights themselves change."""
-    spec, overrides = settings(entries or [])
-    how, others = settings(train or [])
-    if overrides or others:
-        raise typer.BadParameter("KEY=VALUE, without a pattern", param_hint="--set, --train")
-    if not _OTHERS.isdisjoint(spec):
+    spec, train_spec = settings(entries or []), settings(train or [])
+    if not _OTHERS.isdisjoint(spec[0]):
         raise typer.BadParameter("they have options of their own: " + ", ".join(sorted(_OTHERS)), param_hint="--set")
+    shared: dict[str, Any] = {
+        "columns": columns(column or []),
+        "question": question,
+        "validation": validation,
+        "seed": seed,
+        "force": force,
+    }
+    if compare is not None:
+        every = [[("*", plain), *overrides] for plain, overrides in (spec, train_spec)]
+        found = _adapting.compare(
+            out, words(compare), spec=every[0], train=every[1], plot=plot, model=model, data=data, **shared
+        )
+        emit(found, as_json, lambda console: _adapting.show(console, found))
+        return
+    if spec[1] or train_spec[1] or plot:
+        raise typer.BadParameter("METHOD:KEY=VALUE and --plot need --compare", param_hint="--set, --train, --plot")
     from penjing import api
 
     with progress() as report:
@@ -68,14 +100,10 @@ def command(
             out,
             data,
             method=method,
-            train=how,
-            columns=columns(column or []),
-            question=question,
-            validation=validation,
-            seed=seed,
-            force=force,
+            train=train_spec[0],
             progress=report,
-            **spec,
+            **shared,
+            **spec[0],
         )
     found = {"out": str(out)} | done.to_json()
     emit(found, as_json, lambda console: _show(console, found))
@@ -90,14 +118,8 @@ def _show(console: Console, found: dict[str, Any]) -> None:
         ("wrote", found["out"]),
         ("trained", f"{after['trained_parameters']:,} parameters, {number(share)}% of them"),
         (loss, f"{number(before['loss'], 4)} → {number(after['loss'], 4)} (step {ran['best_step']})"),
-        *([("accuracy", accuracy(after))] if "accuracy" in after else []),
+        *([("accuracy", _adapting.accuracy(after))] if "accuracy" in after else []),
         ("tokens", f"{ran['tokens']:,} in {ran['steps']} steps, {number(ran['tokens'] / ran['seconds'])} a second"),
         ("took", f"{number(found['seconds'])} s, {size(found['peak_rss_bytes'])} of memory at most"),
     ]
     console.print(pairs(rows))
-
-
-def accuracy(judged: dict[str, Any]) -> str:
-    """With its 95% interval, where answers were judged."""
-    found = judged.get("accuracy")
-    return f"{found['value']:.3f} ({found['low']:.3f} to {found['high']:.3f})" if found else ""

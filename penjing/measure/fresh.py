@@ -24,13 +24,11 @@ TIMEOUT_S = 600.0
 
 def run(*arguments: str) -> dict[str, Any]:
     """Run one of the jobs below in a new process and return what it printed. Raises PenjingError where it failed."""
-    package_parent = str(Path(penjing.__file__).parent.parent)  # also right for a source tree that is not installed
-    paths = [package_parent, *filter(None, [os.environ.get("PYTHONPATH")])]
     command = [sys.executable, "-m", "penjing.measure.fresh", *arguments]
     try:
         done = subprocess.run(
             command,
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
+            env=environment(),
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -44,6 +42,12 @@ def run(*arguments: str) -> dict[str, Any]:
         raise PenjingError(f"a fresh process failed: {last}", where=" ".join(arguments))
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
+
+
+def environment() -> dict[str, str]:
+    """What a new process needs to find this very package, also in a source tree that is not installed."""
+    paths = [str(Path(penjing.__file__).parent.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
 
 
 def first_token(path: Path) -> dict[str, Any]:

@@ -27,15 +27,18 @@ def check_plot(path: Path) -> None:
     _matplotlib()
 
 
-def draw(path: Path, paint: Callable[[Any], None], *, size: tuple[float, float]) -> None:
-    """Write what `paint` draws on axes; `size` in inches. Raises PenjingError where it cannot be."""
+def draw(path: Path, paint: Callable[[Any], None], *, size: tuple[float, float], panels: int = 1) -> None:
+    """Write what `paint` draws on axes, or on a row of them that share their height; `size` in inches.
+
+    Raises PenjingError where it cannot be.
+    """
     check_plot(path)
     mpl, figure_class = _matplotlib()
     with mpl.rc_context(
         {"font.size": 9, "text.parse_math": False, "axes.spines.top": False, "axes.spines.right": False}
     ):
         figure = figure_class(figsize=size, layout="constrained")
-        paint(figure.subplots())
+        paint(figure.subplots(1, panels, sharey=True))
         buffer = io.BytesIO()
         kind = path.suffix.removeprefix(".")
         figure.savefig(buffer, format=kind, dpi=160, metadata={"CreationDate": None} if kind == "pdf" else None)

@@ -90,9 +90,10 @@ def _is_same(module: Any, forward: Forward) -> bool:
     generator = torch.Generator().manual_seed(0)
     x_NH = torch.randn(4, size, generator=generator).to(weight.device, weight.dtype)
     results = []
+    half = weight.dtype == torch.bfloat16  # then training is under autocast, and biases may be in float32
     for form in (module.forward, forward):
-        with torch.random.fork_rng():  # the same dropout for both
-            torch.manual_seed(0)
+        with torch.random.fork_rng(), torch.autocast(weight.device.type, torch.bfloat16, enabled=half):
+            torch.manual_seed(0)  # the same dropout for both
             results.append(form(x_NH).float())
     wanted, found = results
     epsilon = torch.finfo(weight.dtype).eps

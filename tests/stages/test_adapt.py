@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -70,6 +71,12 @@ def test_a_child_with_biases_is_quantized_packed_and_opened_by_transformers(pare
     pack(open_checkpoint(tmp_path / "q"), tmp_path / "q.penjing")
     packed = open_checkpoint(tmp_path / "q.penjing")
     np.testing.assert_array_equal(packed.read("layers.1.down.bias"), child.read("model.layers.1.mlp.down_proj.bias"))
+
+
+def test_biases_are_trained_over_matrices_in_bfloat16(parent, tmp_path):
+    adapt(parent, tmp_path / "b", _examples(), method="bitfit", training=replace(TRAINING, precision="bf16"))
+    child = open_checkpoint(tmp_path / "b")
+    assert all(np.abs(child.read_part(part)).max() > 0 for part in child.parts() if part.name.endswith(".bias"))
 
 
 def test_only_what_a_method_trains_is_changed(parent, tmp_path):

@@ -110,6 +110,17 @@ def test_a_model_gives_the_same_with_fused_layers(settings, layers):
     assert not any("forward" in vars(module) for module in model.modules())
 
 
+def test_frozen_matrices_in_bfloat16_may_have_biases_in_float32():
+    model = make_tiny()
+    for layer in model.model.layers:
+        for name in ("gate_proj", "up_proj", "down_proj"):
+            matrix = getattr(layer.mlp, name)
+            matrix.weight.data = matrix.weight.data.bfloat16()
+            matrix.bias = nn.Parameter(torch.ones(matrix.out_features))
+    with fused(model) as count:
+        assert count == 5 + 2  # norms and inner layers, as in a model of one type
+
+
 def test_a_norm_that_is_another_one_stays():
     model = make_tiny()
 
