@@ -10,6 +10,7 @@ QUICK := -DCMAKE_CXX_FLAGS_RELEASE=-O1
 SEEDS := build/seeds
 FUZZ_SECONDS ?= 60
 PEERS := .venv-peers
+TUNING_TEXT := build/quality/text
 QUANTIZERS := .venv-quantizers
 TRAINERS := .venv-peers-train
 OPENVINO := .venv-openvino
@@ -159,9 +160,16 @@ $(QUANTIZERS)/.installed:
 	$(QUANTIZERS)/bin/python -m pip install --quiet torch==2.13.0 hqq llmcompressor
 	@touch $@
 
-bench-quality: $(STAMP) $(QUANTIZERS)/.installed ## Perplexity per byte beside other ways and llama.cpp's types; needs ../shared/data
+$(TUNING_TEXT): $(STAMP) ## (general text to tune on, without what is judged on)
+	$(BIN)/python scripts/quality/tuning_text.py ../shared/data $@ --held-out ../shared/data/wikitext2/valid.txt
+
+# MB, or MB:MINUTES of tuning
+SIZES := 76,60,48,38
+
+bench-quality: $(STAMP) $(QUANTIZERS)/.installed $(PEERS)/.installed $(TUNING_TEXT) ## Perplexity per byte beside other ways and llama.cpp's types; needs ../shared/data; SIZES=48:30 also tunes for half an hour
 	$(BIN)/python scripts/bench_quality.py --calibration ../shared/data/web_and_wiki \
-	  --held-out ../shared/data/wikitext2/valid.txt --peer-python $(QUANTIZERS)/bin/python -o docs/results/quality.md
+	  --held-out ../shared/data/wikitext2/valid.txt --tuning-text $(TUNING_TEXT) --sizes $(SIZES) \
+	  --peer-python $(QUANTIZERS)/bin/python --llamacpp-python $(PEERS)/bin/python -o docs/results/quality.md
 
 bench-adapt: $(STAMP) ## SmolLM2 adapted to four public data sets against itself prompted; needs ../shared/data
 	$(BIN)/python scripts/bench_adapt.py --data ../shared/data -o docs/results/adapt.md

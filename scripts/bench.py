@@ -19,7 +19,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from bench_quality import read_texts
+from quality.texts import read_texts
 from speed.check import TEXT, check_packed, check_said
 from speed.contest import HERE, PEERS, Round, contest, process
 from speed.models import (

@@ -6,6 +6,8 @@ report. Killed at any moment and run again, it goes on where it was.
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import math
 import os
 import zlib
@@ -19,7 +21,7 @@ from penjing.checkpoint import Checkpoint, open_checkpoint
 from penjing.data.text import Corpus, Windows, check_disjoint, split
 from penjing.errors import PenjingError
 from penjing.evidence import recording
-from penjing.files import os_error
+from penjing.files import os_error, write_file
 from penjing.format.container import replace_evidence
 from penjing.measure import torch_model
 from penjing.measure.compare import WINDOW, describe, held_out_windows, shipped_vs_simulated
@@ -142,14 +144,11 @@ def make_within(
     progress: Progress | None,
 ) -> dict[str, Option]:
     """Choose among what is possible, quantize and pack, until the packed file is within the bytes."""
-    vectors = 4 * sum(parent.architecture.norm_sizes().values())
-    beside = (
-        _HEADER_BYTES_A_MATRIX * len(possible) + vectors + len(zlib.compress((parent.tokenizer_json or "").encode()))
-    )
+    quantized, guess = run / "quantized", _Guess(run, parent, calibration, limits)
+    beside = guess.last() or _beside(parent, len(possible))
     for _ in range(_ATTEMPTS):
         chosen = _choose(possible, limits, beside)
         overrides = [(name, dict(option.settings)) for name, option in chosen.items()]
-        quantized = run / "quantized"
         if not _is_made(quantized, parent, overrides, calibration.digest, seed):
             quantize(
                 parent, quantized, method=METHOD, overrides=overrides, importances=importances,
@@ -162,7 +161,34 @@ def make_within(
         if fits and beside - beside_now < _SLACK * file_bytes:
             break
         beside = beside_now
+        guess.keep(beside)
     return chosen
+
+
+def _beside(parent: Checkpoint, num_matrices: int) -> int:
+    """Bytes of a packed file that are not matrices: about."""
+    vectors = 4 * sum(parent.architecture.norm_sizes().values())
+    tokenizer = len(zlib.compress((parent.tokenizer_json or "").encode()))
+    return _HEADER_BYTES_A_MATRIX * num_matrices + vectors + tokenizer
+
+
+class _Guess:
+    """What the packed file taught about the bytes beside matrices, kept so that a run that was killed need not learn it
+    again, and chooses as it would have done."""
+
+    def __init__(self, run: Path, parent: Checkpoint, calibration: Windows, limits: Limits) -> None:
+        self._path = run / "beside.json"
+        self._of = [parent.digest, calibration.digest, dataclasses.asdict(limits)]
+
+    def last(self) -> int | None:
+        try:
+            kept = json.loads(self._path.read_bytes())
+        except (OSError, ValueError):
+            return None
+        return int(kept["bytes"]) if kept["of"] == self._of else None
+
+    def keep(self, beside: int) -> None:
+        write_file(self._path, json.dumps({"of": self._of, "bytes": beside}).encode())
 
 
 def make_tuned(

@@ -19,7 +19,7 @@ from penjing.format.safetensors_file import SafetensorsFile
 from penjing.quant import rtn
 from penjing.stages.quantize import quantize
 
-PEERS = Path(__file__).parent / "peers"
+PEERS = Path(__file__).resolve().parents[1] / "peers"
 GROUP = 64
 
 
