@@ -67,6 +67,23 @@ def one_second_each(monkeypatch):
         return 1.0
 
     monkeypatch.setattr(rehearsal, "timed", timed)
+    monkeypatch.setattr(rehearsal, "_PART", 0.0)  # and once is enough
+
+
+@pytest.mark.parametrize(("answers", "rounds"), [([1.0], 1), ([16.0, 20.0, 18.0, 1e9], 3), ([1e6] * 999, 80)])
+def test_long_work_is_rehearsed_longer(tiny_model, tmp_path, monkeypatch, answers, rounds):
+    now, left = [0.0], list(answers)
+
+    def once(self):
+        now[0] += 0.125  # of predicting: a fiftieth of the work at most, and ten seconds
+        return left.pop(0)
+
+    monkeypatch.setattr(rehearsal.Rehearsal, "_once", once)
+    monkeypatch.setattr(rehearsal.time, "perf_counter", lambda: now[0])
+    parent = open_checkpoint(tiny_model("llama").path)
+    work = rehearsal.Rehearsal(parent, {}, [], [], {}, None, tmp_path)
+    assert work.seconds() == pytest.approx(sum(answers[:rounds]) / rounds)
+    assert len(answers) - len(left) == rounds
 
 
 @pytest.mark.parametrize("method", ["scale_search", "gptq"])
