@@ -20,7 +20,7 @@ QUESTION ?= What does the zip function do in Python?
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: help setup demo demo-pretrain test lint format docs csrc-test tsan-test fuzz isa-test aarch64-test edge wheel wheel-test \
-  bench bench-all bench-engine bench-kernels bench-quality bench-train bench-adapt clean
+  bench bench-all bench-engine bench-kernels bench-quality bench-train bench-adapt bench-cost bench-big clean
 
 help: ## These lines
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -170,6 +170,15 @@ bench-quality: $(STAMP) $(QUANTIZERS)/.installed $(PEERS)/.installed $(TUNING_TE
 	$(BIN)/python scripts/bench_quality.py --calibration ../shared/data/web_and_wiki \
 	  --held-out ../shared/data/wikitext2/valid.txt --tuning-text $(TUNING_TEXT) --sizes $(SIZES) \
 	  --peer-python $(QUANTIZERS)/bin/python --llamacpp-python $(PEERS)/bin/python -o docs/results/quality.md
+
+COST_TEXT ?= ../shared/data/web_and_wiki/wiki_demo.txt
+BLOCKS ?= 4
+
+bench-cost: $(STAMP) ## Seconds and memory of quantizing SmolLM2, beside what was predicted; needs ../shared/data
+	$(BIN)/python scripts/bench_cost.py smollm2 --text $(COST_TEXT)
+
+bench-big: $(STAMP) ## GPTQ on a made checkpoint of 3 billion weights, BLOCKS of its 28 blocks; 15 GB of disk meanwhile
+	$(BIN)/python scripts/bench_cost.py big --blocks $(BLOCKS)
 
 bench-adapt: $(STAMP) ## SmolLM2 adapted to four public data sets against itself prompted; needs ../shared/data
 	$(BIN)/python scripts/bench_adapt.py --data ../shared/data -o docs/results/adapt.md
