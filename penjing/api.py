@@ -358,6 +358,7 @@ class Model:
             question=question,
             max_tokens=training.length,
             validation=validation,
+            objective=training.objective,
             seed=seed,
         )
         return adapt(

@@ -14,6 +14,9 @@ from penjing.errors import PenjingError
 
 Overrides = Sequence[tuple[str, Mapping[str, Any]]]
 
+#: what held-out data may be judged by besides its loss, and what that is called
+_JUDGED = {"accuracy": "accuracy (95%)", "margin": "chosen over rejected"}
+
 
 def compare(
     out: Path, methods: Sequence[str], *, spec: Overrides, train: Overrides, plot: Path | None, **work: Any
@@ -47,19 +50,21 @@ def _by_method(methods: Sequence[str], overrides: Overrides, option: str) -> dic
 
 
 def show(console: Console, found: Mapping[str, Any]) -> None:
-    judged = "accuracy" in found["base"]
-    shown = table("method", "trained", "held-out loss", *["accuracy (95%)"] * judged, "steps", "seconds", "memory")
+    judged = [name for name in _JUDGED if name in found["base"]]
+    shown = table(
+        "method", "trained", "held-out loss", *(_JUDGED[name] for name in judged), "steps", "seconds", "memory"
+    )
     blank = [""] * 3
-    shown.add_row("the base", "0", f"{found['base']['loss']:.4f}", *[accuracy(found["base"])] * judged, *blank)
+    shown.add_row("the base", "0", f"{found['base']['loss']:.4f}", *_judged(found["base"]), *blank)
     for row in found["methods"]:
         if "failed" in row:
-            shown.add_row(row["method"], "failed", *[""] * judged, "", *blank)
+            shown.add_row(row["method"], "failed", *[""] * len(judged), "", *blank)
             continue
         shown.add_row(
             row["method"],
             f"{row['trained_parameters']:,}",
             f"{row['loss']:.4f}",
-            *[accuracy(row)] * judged,
+            *_judged(row),
             f"{row['steps']:,}",
             number(row["seconds"]),
             size(row["peak_rss_bytes"]),
@@ -70,7 +75,18 @@ def show(console: Console, found: Mapping[str, Any]) -> None:
             console.print(f"{row['method']}: {row['failed']['fact']}; try {row['failed']['attempt']}", markup=False)
 
 
+def _judged(row: Mapping[str, Any]) -> list[str]:
+    if "margin" in row:
+        return [f"{row['margin']:+.2f} nats"]
+    return [accuracy(row)] if "accuracy" in row else []
+
+
 def accuracy(judged: Mapping[str, Any]) -> str:
     """With its 95% interval, where answers were judged."""
     found = judged.get("accuracy")
     return f"{found['value']:.3f} ({found['low']:.3f} to {found['high']:.3f})" if found else ""
+
+
+def margins(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
+    """By how much the chosen answers of held-out preferences are likelier."""
+    return f"{before['margin']:+.2f} → {after['margin']:+.2f} nats an answer"

@@ -119,6 +119,7 @@ def _show(console: Console, found: dict[str, Any]) -> None:
         ("trained", f"{after['trained_parameters']:,} parameters, {number(share)}% of them"),
         (loss, f"{number(before['loss'], 4)} → {number(after['loss'], 4)} (step {ran['best_step']})"),
         *([("accuracy", _adapting.accuracy(after))] if "accuracy" in after else []),
+        *([("chosen over rejected", _adapting.margins(before, after))] if "margin" in after else []),
         ("tokens", f"{ran['tokens']:,} in {ran['steps']} steps, {number(ran['tokens'] / ran['seconds'])} a second"),
         ("took", f"{number(found['seconds'])} s, {size(found['peak_rss_bytes'])} of memory at most"),
     ]

@@ -172,6 +172,7 @@ def run(job: Job, progress: Progress) -> dict[str, Any]:
         question=job.question,
         max_tokens=training.length,
         validation=job.validation,
+        objective=training.objective,
         seed=job.seed,
     )
     if job.method == BASE:
@@ -194,18 +195,23 @@ def _base(parent: Any, documents: Any, training: Any) -> dict[str, Any]:
     from penjing.train import precision
 
     model, kind = adapt.load_for("", parent), precision.choose(training.precision, "cpu")
-    validate = held_out.validation(documents.held_out, training.length)
+    objective = adapt.objective_of(model, training, documents, lambda: model)
+    validate = held_out.validation(documents, objective, training.length)
     assert validate is not None  # something is kept apart
     model.eval()
     with torch.no_grad(), precision.autocast(kind, "cpu"):
         loss = validate(model)
-    return {"loss": loss, **held_out.judge(model, documents.held_out, documents.answers, kind=kind)}
+    return {"loss": loss, **held_out.judge(model, documents, kind=kind)}
 
 
 def _row(record: Mapping[str, Any]) -> dict[str, Any]:
     after = record["after"]
     ran = after["training"]
-    row = {name: after[name] for name in ("trained_parameters", "parameters", "loss", "accuracy") if name in after}
+    row = {
+        name: after[name]
+        for name in ("trained_parameters", "parameters", "loss", "accuracy", "margin")
+        if name in after
+    }
     row |= {name: ran[name] for name in ("seconds", "steps", "tokens", "best_step", "stopped_by")}
     return row | {"peak_rss_bytes": record["peak_rss_bytes"]}
 

@@ -22,16 +22,18 @@ from torch import Tensor
 from penjing.adapt import Plan, technique
 from penjing.checkpoint import Checkpoint
 from penjing.errors import PenjingError
-from penjing.evidence import Evidence, append, read, recording
+from penjing.evidence import Evidence, Recorder, append, read, recording
 from penjing.files import lock, os_error, sync_folder, write_file
 from penjing.format.hf_writer import check_free
 from penjing.measure.torch_model import load
 from penjing.stages import EVIDENCE, Progress
 from penjing.stages.child import write_child
 from penjing.stages.held_out import judge, validation
-from penjing.train.batch import Batch, Batches, Document, PackedBatches
-from penjing.train.loop import Settings, train
-from penjing.train.objectives import Loss, causal_lm
+from penjing.stages.objectives import AUTO, PREFERENCES, Tasks, objective
+from penjing.train import precision, tensorboard
+from penjing.train.batch import Batch, Document
+from penjing.train.loop import Settings, Trained, train
+from penjing.train.objectives import Loss
 
 ADAPTER = "penjing_adapter.json"
 _GRADIENT_STEPS = 4
@@ -47,6 +49,8 @@ class Training:
 
     A step sees `rows` rows of `length` tokens. minutes: stop by time, 0 for no such limit. evaluations: how often the
     held-out loss is taken; the best weights are kept; patience: so many without a better one end the training.
+    objective: dpo, orpo, contrastive, causal_lm, or auto: what the kind of data is for; beta: of dpo, and the weight of
+    orpo's odds. tensorboard: write the curves into OUT/tensorboard too.
     """
 
     epochs: float = 3.0
@@ -61,19 +65,25 @@ class Training:
     weight_decay: float = 0.0
     precision: str = "auto"
     optimizer: str = "adamw"
+    objective: str = AUTO
+    beta: float = 0.1
+    tensorboard: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class Examples:
     """What is learned from, by task; `held_out` chooses the best weights and is never trained on.
 
-    `answers`: of classification, all there are, as tokens.
+    `answers`: of classification, all there are, as tokens. `objective`: what it is learned by; `group`: documents that
+    belong together, such as a chosen and a rejected answer; they stand side by side.
     """
 
     documents: Mapping[str, Sequence[Document]]
     held_out: Sequence[Document] = ()
     files: Sequence[Path] = ()
     answers: Collection[tuple[int, ...]] = ()
+    objective: str = "causal_lm"
+    group: int = 1
 
 
 def adapt(
@@ -91,35 +101,39 @@ def adapt(
     """Write an adapter or an adapted child beside an untouched parent. Raises PenjingError."""
     from penjing.stages import build_spec
 
-    out, training, module = Path(out), training or Training(), technique(method)
+    out, module = Path(out), technique(method)
+    training = dataclasses.replace(training or Training(), objective=examples.objective)
     chosen = build_spec(module.Spec, spec or {}, where=method)
     check_free_adapter(out, force=force)
-    batches = _Tasks(examples, training, seed)
+    if training.tensorboard:
+        tensorboard.check(out)
+    batches = _tasks(examples, training, seed)
     settings = _settings(method, training, batches, bool(examples.held_out), seed)
     asked = settings_of(method, chosen, training, seed)
     with _working_folder(out) as run:
         with recording("adapt", asked, parent=parent.digest, corpus=batches.digest) as work:
-            adapted = module.prepare(chosen, load_for(method, parent), _plan(parent, batches, settings.steps, seed))
+            adapted = module.prepare(
+                chosen, load_for(method, parent), _plan(parent, batches, settings.steps, seed, training, examples)
+            )
+            goal = objective_of(adapted.model, training, examples, lambda: _frozen(method, parent))
+            kind = precision.choose(training.precision, "cpu")
+            work.before = judge(adapted.model, examples, kind=kind) if examples.objective in PREFERENCES else {}
             trained = train(
                 adapted.model,
-                with_penalty(causal_lm.Objective(), adapted.penalty),
+                with_penalty(goal, adapted.penalty),
                 batches,
                 settings,
                 folder=run,
-                validate=validation(examples.held_out, training.length),
+                validate=validation(examples, goal, training.length),
                 progress=progress,
                 before_step=adapted.before_step,
                 after_step=adapted.after_step,
                 keep=adapted.buffers,
             )
-            counts = count_trained(adapted.model)
-            judged = judge(adapted.model, examples.held_out, examples.answers, kind=trained.precision)
+            work.after = judge(adapted.model, examples, kind=kind) | count_trained(adapted.model)
             if adapted.finish is not None:
                 adapted.finish()
-            work.before = {"loss": (trained.validation or trained.curve)[0]["loss"]}
-            best = [point["loss"] for point in trained.validation if point["step"] == trained.best_step]
-            work.after = {"loss": best[0] if best else trained.curve[-1]["loss"], **judged, **counts}
-            work.after["training"] = trained.to_json()
+            _note_losses(work, trained)
             if not adapted.adapter:
                 write_child(parent, adapted.model, out, step=asked, work=work, force=force)
         evidence = work.finished()
@@ -127,8 +141,29 @@ def adapt(
             _write_adapter(parent, adapted.model, out, evidence, force=force)
         else:
             append(out / EVIDENCE, evidence)
+        if training.tensorboard:
+            tensorboard.write_curves(out / "tensorboard", trained.curve, trained.validation)
     shutil.rmtree(run, ignore_errors=True)
     return evidence
+
+
+def _note_losses(work: Recorder, trained: Trained) -> None:
+    """Held-out loss before and of the weights that were kept; without held-out data of the first and the last step."""
+    best = [point["loss"] for point in trained.validation if point["step"] == trained.best_step]
+    work.before["loss"] = (trained.validation or trained.curve)[0]["loss"]
+    work.after |= {"loss": best[0] if best else trained.curve[-1]["loss"], "training": trained.to_json()}
+
+
+def objective_of(model: Any, training: Training, examples: Examples, load_base: Callable[[], Any]) -> Any:
+    """What training makes smaller. Where a model cannot do without its adapter for a moment, its base is loaded too."""
+    reference = None
+    if examples.objective == "dpo" and not hasattr(model, "disable_adapter"):
+        reference = load_base()
+    return objective(examples.objective, beta=training.beta, group=examples.group, reference=reference)
+
+
+def _frozen(method: str, parent: Checkpoint) -> Any:
+    return load_for(method, parent).eval().requires_grad_(False)
 
 
 def settings_of(method: str, spec: Any, training: Training, seed: int) -> dict[str, Any]:
@@ -140,9 +175,10 @@ def done_before(
     parent: Checkpoint, out: Path, examples: Examples, *, method: str, spec: Any, training: Training, seed: int
 ) -> dict[str, Any] | None:
     """The record of OUT, if it is what `adapt` would write."""
+    training = dataclasses.replace(training, objective=examples.objective)
     records = [record for record in read(out / EVIDENCE) if record["stage"] == "adapt"]
     wanted = {"settings": settings_of(method, spec, training, seed), "parent": parent.digest}
-    wanted["corpus"] = _Tasks(examples, training, seed).digest
+    wanted["corpus"] = _tasks(examples, training, seed).digest
     return records[-1] if records and {name: records[-1][name] for name in wanted} == wanted else None
 
 
@@ -188,46 +224,29 @@ def load_for(method: str, parent: Checkpoint) -> Any:
     return load(parent)
 
 
-class _Tasks:
-    """Batches of one task, or of several in turns: step s is of task s mod their number."""
-
-    def __init__(self, examples: Examples, training: Training, seed: int) -> None:
-        self.names = tuple(examples.documents)
-        self.of_task = [
-            PackedBatches(documents, rows=training.rows, length=training.length, seed=seed, files=examples.files)
-            for documents in examples.documents.values()
-        ]
-        if not self.of_task:
-            raise PenjingError("no examples to learn from", where="--data", attempt="data with at least one example")
-
-    @property
-    def digest(self) -> str:
-        return "+".join(batches.digest for batches in self.of_task)
-
-    @property
-    def steps_per_epoch(self) -> float:
-        return sum(batches.steps_per_epoch for batches in self.of_task)
-
-    def at(self, step: int) -> list[Batch]:
-        return self.of_task[step % len(self.of_task)].at(step // len(self.of_task))
+def _tasks(examples: Examples, training: Training, seed: int) -> Tasks:
+    how = {"rows": training.rows, "length": training.length, "seed": seed, "files": examples.files}
+    return Tasks(examples.documents, group=examples.group, alone=examples.objective != "contrastive", **how)
 
 
-def _plan(parent: Checkpoint, batches: Batches, steps: int, seed: int) -> Plan:
+def _plan(parent: Checkpoint, batches: Tasks, steps: int, seed: int, training: Training, examples: Examples) -> Plan:
     def gradient(model: Any) -> None:
+        goal = objective_of(
+            model, training, examples, lambda: model
+        )  # it is its own reference as long as it is as it was
         for step in range(_GRADIENT_STEPS):
             for batch in batches.at(step):
-                causal_lm.Objective()(model, batch).total.backward()  # type: ignore[no-untyped-call]
+                goal(model, batch).total.backward()
 
-    tasks = getattr(batches, "names", ())
-    return Plan(modules=modules_of(parent), steps=steps, seed=seed, gradient=gradient, tasks=tasks)
+    return Plan(modules=modules_of(parent), steps=steps, seed=seed, gradient=gradient, tasks=batches.names)
 
 
-def _settings(method: str, training: Training, batches: _Tasks, validated: bool, seed: int) -> Settings:
+def _settings(method: str, training: Training, batches: Tasks, validated: bool, seed: int) -> Settings:
     steps = training.steps or max(1, round(training.epochs * batches.steps_per_epoch))
     return Settings(
         steps=steps,
         minutes=training.minutes or None,
-        learning_rate=training.rate or (_RATES | _VECTOR_RATES).get(method, _RATE),
+        learning_rate=training.rate or _rate(method, training.objective),
         schedule=training.schedule,  # type: ignore[arg-type]  # checked by the loop
         weight_decay=training.weight_decay,
         precision=training.precision,
@@ -237,6 +256,11 @@ def _settings(method: str, training: Training, batches: _Tasks, validated: bool,
         seed=seed,
         save_every_s=30.0,
     )
+
+
+def _rate(method: str, objective: str) -> float:
+    """Preferences are learned an order of magnitude slower than texts, as in their papers."""
+    return (_RATES | _VECTOR_RATES).get(method, _RATE) * (0.1 if objective in PREFERENCES else 1.0)
 
 
 def check_free_adapter(out: Path, *, force: bool) -> None:

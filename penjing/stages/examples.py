@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from itertools import chain
 from pathlib import Path
 
 from penjing.checkpoint import Checkpoint
 from penjing.data.dataset import open_dataset
-from penjing.data.encode import Codec, Example, codec
-from penjing.data.splits import Part, split
+from penjing.data.encode import Codec, Example, codec, pair, preference
+from penjing.data.records import Record
+from penjing.data.splits import split
 from penjing.errors import PenjingError
 from penjing.measure.answers import Answer, answer_of
 from penjing.stages.adapt import Examples
+from penjing.stages.objectives import AUTO, PREFERENCES, choose
 
 
 def read_examples(
@@ -23,35 +26,61 @@ def read_examples(
     question: str = "{text}",
     max_tokens: int = 512,
     validation: float = 0.1,
+    objective: str = AUTO,
     seed: int = 0,
 ) -> Examples:
-    """Every source is a task, called as its file without its ending. Raises PenjingError."""
+    """Every source is a task, called as its file without its ending. Raises PenjingError.
+
+    Preferences become pairs of documents, chosen and rejected, and so do pairs, or three where there are negatives,
+    unless `objective` is causal_lm, which learns the chosen answers.
+    """
     reader = codec(parent)
     documents: dict[str, list[Example]] = {}
     held_out: list[Example] = []
     files: list[Path] = []
     kinds: set[str] = set()
+    objectives: set[str] = set()
+    groups: set[int] = set()
     for source in sources:
         dataset = open_dataset(source, columns=dict(columns or {}))
         task = Path(source).stem.replace(".", "_") or "data"
         if task in documents:
             raise PenjingError(f"two tasks are called {task!r}", where="--data", attempt="files of different names")
+        chosen = choose(dataset.kind, objective, source)
         parts = split(dataset, validation=validation, held_out=0.0, seed=seed)
-        documents[task] = _encoded(reader, parts.train, question, max_tokens)
-        held_out += _encoded(reader, parts.validation, question, max_tokens)
+        read = partial(_groups, reader, objective=chosen, question=question, max_tokens=max_tokens)
+        of_train, apart = [*chain(*map(read, parts.train.records()))], [*chain(*map(read, parts.validation.records()))]
+        documents[task] = [*chain(*of_train)]
+        held_out += chain(*apart)
+        groups |= {len(group) for group in [*of_train, *apart]}
+        objectives.add(chosen)
         files += dataset.files
         kinds.add(dataset.kind)
+    if len(objectives) > 1 or len(groups) > 1:
+        said = " and ".join(sorted(objectives)) if len(objectives) > 1 else "pairs with and without a negative"
+        raise PenjingError(f"{said} in one training", where="--data", attempt="data of one kind")
     answers: set[Answer] = set()
     if kinds == {"classification"}:
         answers = {answer_of(example) for example in [*chain(*documents.values()), *held_out]}
-    return Examples(documents=documents, held_out=held_out, files=files, answers=answers)
+    return Examples(
+        documents=documents,
+        held_out=held_out,
+        files=files,
+        answers=answers,
+        objective=objectives.pop(),
+        group=groups.pop() if groups else 1,
+    )
 
 
-def _encoded(reader: Codec, part: Part, question: str, max_tokens: int) -> list[Example]:
-    """Of each record; those that have nothing to predict teach nothing."""
-    found = []
-    for record in part.records():
-        for example in reader.examples(record, max_tokens=max_tokens, question=question):
-            if example.target_T[1:].any():
-                found.append(example)
-    return found
+def _groups(
+    reader: Codec, record: Record, *, objective: str, question: str, max_tokens: int
+) -> list[tuple[Example, ...]]:
+    """Documents of a record, those together that belong together; what has nothing to predict teaches nothing."""
+    if objective == "contrastive":
+        return [pair(record, reader.tokenizer, max_tokens=max_tokens)]
+    found: list[tuple[Example, ...]]
+    if objective in PREFERENCES:
+        found = [preference(record, reader.tokenizer, reader.template, max_tokens=max_tokens, eos=reader.eos)]
+    else:
+        found = [(example,) for example in reader.examples(record, max_tokens=max_tokens, question=question)]
+    return [group for group in found if all(example.target_T[1:].any() for example in group)]

@@ -1,33 +1,58 @@
-"""What was kept apart while a model was adapted: its loss, and how many of its answers are right."""
+"""What was kept apart while a model was adapted: its loss, right answers of classes, margins of preferences."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
-from penjing.measure.answers import Answer, right_answers
+from penjing.measure.answers import right_answers
 from penjing.measure.classify import accuracy
-from penjing.train.batch import Document, pack
+from penjing.stages.objectives import PREFERENCES
+from penjing.train import precision
+from penjing.train.batch import Batch, Document, pack
 from penjing.train.loop import held_out_loss
-from penjing.train.objectives import causal_lm
+from penjing.train.objectives._answers import answers, by_pairs
+
+if TYPE_CHECKING:
+    from penjing.stages.adapt import Examples
 
 _BATCH_TOKENS = 16_384
 
 
-def validation(held_out: Sequence[Document], length: int) -> Callable[[Any], float] | None:
+def validation(examples: Examples, objective: Any, length: int) -> Callable[[Any], float] | None:
     """The held-out loss of a model; None where nothing was kept apart. `length`: most tokens of a document."""
-    if not held_out:
+    if not examples.held_out:
         return None
-    step = max(8, _BATCH_TOKENS // length)
-    groups = [held_out[start : start + step] for start in range(0, len(held_out), step)]
-    return held_out_loss(causal_lm.Objective(), [pack(group) for group in groups])
+    return held_out_loss(objective, _batches(examples.held_out, length, examples.group))
 
 
-def judge(model: Any, held_out: Sequence[Document], answers: Collection[Answer], *, kind: str) -> dict[str, Any]:
-    """Accuracy among `answers`, with its 95% interval; nothing where there are none. `kind`: precision of products."""
-    if not held_out or not answers:
+def judge(model: Any, examples: Examples, *, kind: str) -> dict[str, Any]:
+    """Of a classification `accuracy` among its answers with its 95% interval; of preferences `margin`, by how many nats
+    the chosen answer is likelier than the rejected one, on average. `kind`: precision of products."""
+    if not examples.held_out:
         return {}
-    right_D = right_answers(model, held_out, answers, kind=kind)
+    if examples.objective in PREFERENCES:
+        return {"margin": _margin(model, examples.held_out, kind)}
+    if not examples.answers:
+        return {}
+    right_D = right_answers(model, examples.held_out, examples.answers, kind=kind)
     return {"accuracy": accuracy(right_D.astype(int), np.ones(len(right_D), int)).to_json()}
+
+
+@torch.no_grad()
+def _margin(model: Any, held_out: Sequence[Document], kind: str) -> float:
+    model.eval()
+    total = 0.0
+    for batch in _batches(held_out, max(len(document.token_T) for document in held_out), 2):
+        with precision.autocast(kind, "cpu"):
+            chosen_P, rejected_P = by_pairs(answers(model, batch)[0])
+        total += float((chosen_P - rejected_P).sum())
+    return total / (len(held_out) // 2)
+
+
+def _batches(held_out: Sequence[Document], length: int, group: int) -> list[Batch]:
+    step = max(8, _BATCH_TOKENS // length) // group * group
+    return [pack(held_out[start : start + step]) for start in range(0, len(held_out), step)]

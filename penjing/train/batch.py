@@ -177,7 +177,7 @@ class PackedBatches:
         self._rows, self._accumulate = rows, accumulate
         self._sizes = [len(entry.token_T) for entry in documents]
         _check(self._sizes, length)
-        self._watched = {Path(file): _stamp(Path(file)) for file in files}
+        self._watched = Watched(files)
         self.rows_per_epoch = len(fill_rows(self._sizes, length))
         self._epoch: tuple[int, list[list[int]]] = (-1, [])
 
@@ -201,7 +201,7 @@ class PackedBatches:
         return sum(self._sizes) / (self.rows_per_epoch * self._length)
 
     def at(self, step: int) -> list[Batch]:
-        self._check_unchanged()
+        self._watched.check()
         first = step * self._rows * self._accumulate
         return [
             stack([self._row(first + batch * self._rows + row) for row in range(self._rows)])
@@ -220,8 +220,16 @@ class PackedBatches:
         rows = fill_rows([self._sizes[index] for index in order], self._length)
         return [[int(order[index]) for index in rows[row]] for row in rng.permutation(len(rows))]
 
-    def _check_unchanged(self) -> None:
-        for file, stamp in self._watched.items():
+
+class Watched:
+    """Files that data came from, as they were."""
+
+    def __init__(self, files: Iterable[Path]) -> None:
+        self._stamps = {Path(file): _stamp(Path(file)) for file in files}
+
+    def check(self) -> None:
+        """Raise PenjingError if one of them has changed."""
+        for file, stamp in self._stamps.items():
             if _stamp(file) != stamp:
                 raise PenjingError(
                     "the data changed while training ran",

@@ -9,15 +9,20 @@ from typing import Any
 from penjing.errors import PenjingError
 
 
-def write_curves(folder: Path, curve: Sequence[Mapping[str, float]], validation: Sequence[Mapping[str, float]]) -> None:
-    """Write what `Trained` holds as one event file. Raises PenjingError where the package is not installed."""
+def check(where: Path) -> Any:
+    """What writes event files. Raises PenjingError where the package is not installed."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
         raise PenjingError(
-            "TensorBoard is not installed", where=str(folder), attempt="pip install 'penjing[tensorboard]'"
+            "TensorBoard is not installed", where=str(where), attempt="pip install 'penjing[tensorboard]'"
         ) from error
-    writer: Any = SummaryWriter(str(folder))
+    return SummaryWriter
+
+
+def write_curves(folder: Path, curve: Sequence[Mapping[str, float]], validation: Sequence[Mapping[str, float]]) -> None:
+    """Write what `Trained` holds as one event file. Raises PenjingError where the package is not installed."""
+    writer: Any = check(folder)(str(folder))
     try:
         for point in curve:
             for name, value in point.items():

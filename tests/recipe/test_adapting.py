@@ -186,3 +186,15 @@ def test_the_picture(tmp_path, judged):
     assert "dora" not in text
     with pytest.raises(PenjingError, match="no method was trained"):
         draw_tradeoffs({"base": base, "methods": []}, tmp_path / "b.svg")
+
+
+def test_preferences_are_compared_by_their_margins(job, here, tmp_path):
+    from dataclasses import replace
+
+    rows = [{"prompt": f"is {n} a number", "chosen": "yes sir", "rejected": "no way"} for n in range(40)]
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    jobs = [replace(job(method, steps=12), data=[str(tmp_path / "p.jsonl")]) for method in ("lora", "bitfit")]
+    found = compare(jobs, tmp_path / "c")
+    for row in found["methods"]:
+        assert row["margin"] > found["base"]["margin"] + 1.0
+        assert row["loss"] < found["base"]["loss"] == pytest.approx(0.6931, abs=1e-3)
