@@ -146,6 +146,19 @@ compare([Job(**entry) for entry in {[vars(job("norms")), vars(job("lora", {"rank
     assert _whole(tmp_path / "c" / "norms") == before
 
 
+def test_a_child_that_nobody_waits_for_ends_at_once(job, tmp_path):
+    command = [sys.executable, "-W", "ignore", "-m", "penjing.recipe.adapting"]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen(command, text=True, env=fresh.environment(), **pipes) as process:
+        process.stdin.write(json.dumps(vars(job("lora", {"rank": 2}, steps=100_000))) + "\n")
+        process.stdin.flush()
+        assert json.loads(process.stdout.readline()) == {"progress": ["reading", 0, 0]}
+        process.stdin.close()
+        for _ in process.stdout:  # what it says is still heard: it is not the pipe of its answers that ends it
+            pass
+        assert process.wait(timeout=60) == 1
+
+
 def _wait_until_free(folder):
     """The child held it, and notices at once that nobody waits for it any more."""
     import fcntl
