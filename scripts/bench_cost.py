@@ -69,7 +69,7 @@ def work(job: Job, embed: dict[str, Any] = EMBED) -> Row:
     parent = open_checkpoint(job.model)
     windows = _windows(parent, job)
     layers = parent.architecture.num_layers
-    overrides: list[tuple[str, dict[str, Any]]] = [("embed", embed)]
+    overrides: list[tuple[str, dict[str, Any]]] = [("[eh]*", embed), ("layers.*", job.spec)]
     overrides += [(f"layers.{n}.*", {"bits": 16}) for n in range(job.blocks or layers, layers)]
     assert parent.digest  # reading all of it once is not part of the work
     marks: list[tuple[int, float]] = []
@@ -88,7 +88,7 @@ def work(job: Job, embed: dict[str, Any] = EMBED) -> Row:
     with tempfile.TemporaryDirectory(dir=Path(job.model).parent if os.path.isdir(job.model) else None) as folder:
         try:
             evidence = quantize(
-                parent, Path(folder) / "child", method=job.method, spec=job.spec, overrides=overrides,
+                parent, Path(folder) / "child", method=job.method, overrides=overrides,
                 calibration=windows, budget=Budget(), tell=tell, progress=progress,
             )  # fmt: skip
         except PenjingError as error:
