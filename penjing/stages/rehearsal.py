@@ -13,7 +13,6 @@ import hashlib
 import os
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
@@ -76,9 +75,12 @@ class Rehearsal:
         return sum(found) / len(found)
 
     def _once(self) -> float:
-        for name in ("_layer", "_learned"):
-            self.__dict__.pop(name, None)
-        return self._rounding() + self._walking() + self._writing()
+        self._known: dict[Any, tuple[Any, float]] = {}  # what is prepared
+        self._learned: dict[Any, tuple[float, float, int]] = {}
+        self.__dict__.pop("_layer", None)
+        found = self._rounding() + self._walking() + self._writing()
+        self._known = {}
+        return found
 
     def _in_layer(self, name: str) -> bool:
         return 0 < block_of(name, self._arch.num_layers) <= self._arch.num_layers
@@ -89,21 +91,18 @@ class Rehearsal:
         for name, choice in self.chosen.items():
             kinds.setdefault((choice.method, choice.spec, choice.layout), []).append(name)
         total = 0.0
-        prepared: Counter[tuple[Any, Any, int]] = Counter()
         for (method, spec, layout), names in kinds.items():
-            choice, name = self.chosen[names[0]], names[0]
+            choice, name = Choice(method, spec, layout), names[0]
             learned = learns(method) and self._in_layer(name)
-            weighed = {} if learned else self._weighed(choice, name)
-            if weighed.get("prepared") is not None:
-                prepared[method, spec, layout.cols] += sum(self._own_hessian(other) for other in names)
+            weighed = {"importance_I": torch.ones(layout.cols)} if learned else self._weighed(choice)
+            if prepares(method):
+                _, prepare_s = self._prepared(choice)
+                total += prepare_s * sum(self._own_hessian(other) for other in names)
             rows = next(row_chunks(layout))
             if not prepares(method):
                 rows = slice(0, min(rows.stop, max(_WARM_ROWS, _SAMPLE // layout.cols)))
-            self._chunk(choice, name, slice(0, min(_WARM_ROWS, rows.stop)), weighed, learned)
-            spent = timed(partial(self._chunk, choice, name, rows, weighed, learned))
-            total += len(names) * spent * layout.rows / rows.stop
-        for (method, spec, cols), count in prepared.items():
-            total += count * timed(partial(method.prepare, spec, _some_hessian(cols)))
+            self._chunk(choice, name, slice(0, min(_WARM_ROWS, rows.stop)), weighed)
+            total += len(names) * timed(partial(self._chunk, choice, name, rows, weighed)) * layout.rows / rows.stop
         return total
 
     def _own_hessian(self, name: str) -> bool:
@@ -113,19 +112,29 @@ class Rehearsal:
             return True
         return name.rsplit(".", 1)[-1] not in ("k", "v", "up" if self._arch.gated else "")
 
-    def _weighed(self, choice: Choice, name: str) -> dict[str, Any]:
-        cols = choice.layout.cols
-        hessian_II = _some_hessian(cols)
+    def _weighed(self, choice: Choice) -> dict[str, Any]:
+        hessian_II = _some_hessian(choice.layout.cols)
         found: dict[str, Any] = {"importance_I": hessian_II.diagonal(), "hessian_II": hessian_II}
-        if prepares(choice.method):
-            found["prepared"] = choice.method.prepare(choice.spec, hessian_II)  # type: ignore[attr-defined]
-        return found
+        return found | ({"prepared": self._prepared(choice)[0]} if prepares(choice.method) else {})
 
-    def _chunk(self, choice: Choice, name: str, rows: slice, weighed: dict[str, Any], learned: bool) -> None:
+    def _prepared(self, choice: Choice) -> tuple[Any, float]:
+        """What matrices with as many inputs share, and the time it takes."""
+        key = choice.method, choice.spec, choice.layout.cols
+        if key not in self._known:
+            found: list[Any] = []
+
+            def prepare() -> None:
+                found[:] = [choice.method.prepare(choice.spec, hessian_II)]  # type: ignore[attr-defined]
+
+            hessian_II = _some_hessian(choice.layout.cols)
+            seconds = timed(prepare)
+            self._known[key] = found[0], seconds
+        return self._known[key]
+
+    def _chunk(self, choice: Choice, name: str, rows: slice, weighed: dict[str, Any]) -> None:
+        """Rows through all that is done with them. Where codes are learned elsewhere any will do for packing."""
         weight_OI = self.parent.read_part(self._parts[name], rows)
         np.isfinite(weight_OI).all()
-        if learned:  # its codes are found elsewhere; any will do for packing
-            weighed = {"importance_I": torch.ones(choice.layout.cols)}
         quantized = apply(choice.method, choice.spec, torch.from_numpy(weight_OI), **weighed)
         if not quantized.scale_ON.isfinite().all():
             return  # the stage will say so
@@ -167,10 +176,6 @@ class Rehearsal:
         start_s, step_s, few = self._learned[key]
         steps = int(next(iter(matrices.values())).spec.steps)
         return start_s + steps * step_s + 2 * max(0, windows - few) * self._layer.forward_s
-
-    @cached_property
-    def _learned(self) -> dict[Any, tuple[float, float, int]]:
-        return {}
 
     def _writing(self) -> float:
         """Copying what stays, writing and syncing everything, and the digest of what was written."""

@@ -61,6 +61,8 @@ class Weighing:
             return
         self._hessians = {}  # before others are found: those of one block at a time
         if block in self._asking:
+            # in layer 3 of SmolLM2, codes of 3 and 4 bits found with bfloat16 products err at most 0.2% more under the
+            # exact H; learning wants its inputs and targets exact
             with fast_products(None if not self._learned else False):
                 self._hessians = self._walk.hessians(block)
         for method, choices in self._learned.get(block, []):
