@@ -75,12 +75,15 @@ class Rehearsal:
         return sum(found) / len(found)
 
     def _once(self) -> float:
+        self._forget()
+        found = self._rounding() + self._walking() + self._writing()
+        self._forget()  # a layer and what is prepared are hundreds of megabytes, and the work is still to come
+        return found
+
+    def _forget(self) -> None:
         self._known: dict[Any, tuple[Any, float]] = {}  # what is prepared
         self._learned: dict[Any, tuple[float, float, int]] = {}
         self.__dict__.pop("_layer", None)
-        found = self._rounding() + self._walking() + self._writing()
-        self._known = {}
-        return found
 
     def _in_layer(self, name: str) -> bool:
         return 0 < block_of(name, self._arch.num_layers) <= self._arch.num_layers

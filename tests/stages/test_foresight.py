@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import subprocess
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 
 pytest.importorskip("torch")
-
+import torch
 from stages.test_quantize import make_big, same_files
 
 from penjing.checkpoint import open_checkpoint
@@ -21,8 +22,9 @@ from penjing.errors import PenjingError
 from penjing.evidence import read
 from penjing.quant import rtn
 from penjing.stages import rehearsal
+from penjing.stages.codes import plan
 from penjing.stages.foresight import Budget
-from penjing.stages.quantize import quantize
+from penjing.stages.quantize import choices, quantize
 
 ROOT = Path(__file__).resolve().parents[2]
 SPEC = {"bits": 4, "group_size": 4}
@@ -98,6 +100,22 @@ def test_time_grows_with_windows_as_passes_through_layers_do(tiny_model, tmp_pat
     # each layer once for its Hessians and once into the next block, which is a head of its own here
     assert not parent.architecture.tied
     assert more - few == pytest.approx(3 * 2 * layers)
+
+
+def test_what_was_rehearsed_is_not_held_while_the_work_goes_on(tiny_model, tmp_path):
+    parent = open_checkpoint(tiny_model("llama").path)
+    chosen = choices(parent, "gptq", SPEC, [("[eh]*", {"bits": 16})])
+    shards = plan(parent, {name: choice.layout for name, choice in chosen.items()})
+    work = rehearsal.Rehearsal(parent, chosen, shards, range(len(shards)), {}, text(), tmp_path)
+    before = set(map(id, alive()))
+    assert work.seconds() > 0
+    left = [tensor for tensor in alive() if id(tensor) not in before]
+    assert sum(tensor.nbytes for tensor in left) < 1000  # a layer alone has 40,000 bytes
+
+
+def alive():
+    gc.collect()
+    return [found for found in gc.get_objects() if issubclass(type(found), torch.Tensor)]
 
 
 def test_what_is_finished_is_not_counted_again(tiny_model, tmp_path, monkeypatch):
