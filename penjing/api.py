@@ -13,6 +13,7 @@ packed).
 from __future__ import annotations
 
 import tempfile
+import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -242,7 +243,9 @@ class Model:
         if data and by_block:
             windows = self._windows(data, calibration_windows, seed, progress)
         elif data:
+            start = time.perf_counter()
             importances, windows = self._calibrate(Path(out), data, seed, progress, calibration_windows, budget, tell)
+            budget = budget.after(time.perf_counter() - start)
         evidence = quantize(
             self.checkpoint,
             Path(out),

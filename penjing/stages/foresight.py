@@ -48,6 +48,11 @@ class Budget:
     max_bytes: int | None = None
     max_seconds: float | None = None
 
+    def after(self, seconds: float) -> Budget:
+        """What is left when some of the time is gone."""
+        left = None if self.max_seconds is None else max(0.0, self.max_seconds - seconds)
+        return Budget(self.max_bytes, left)
+
     def check_memory(self, needed: Mapping[str, int], *, where: str, attempt: str) -> None:
         """Raise PenjingError where what is needed, by what for, is more."""
         total = sum(needed.values())

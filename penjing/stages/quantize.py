@@ -69,8 +69,10 @@ def quantize(
             "a packed model is not quantized again", where=str(parent.path), attempt="quantize what it was packed from"
         )
     chosen = choices(parent, method, spec or {}, overrides)
-    settings = {"method": method, "spec": dict(spec or {}), "seed": seed}
+    settings: dict[str, Any] = {"method": method, "spec": dict(spec or {}), "seed": seed}
     settings |= {"overrides": [[pattern, dict(changes)] for pattern, changes in overrides]}
+    # a run that was begun under the Fisher's Hessians is not continued under those of blocks
+    settings |= {"by_block": True} if calibration is not None and not importances else {}
     corpus = None if calibration is None else calibration.digest
     step = {"stage": "quantize", "parent": parent.digest, "settings": settings, "corpus": corpus}
     stored = {name: choice.layout for name, choice in chosen.items()}
@@ -92,8 +94,7 @@ def quantize(
             work.before = {"bits_per_weight": 8 * parent.file_bytes / num_weights(parent)}
             work.after = {"bits_per_weight": bits_per_weight(parent, stored)}
             dead = dead_inputs({name: importance for name, importance in (importances or {}).items() if name in chosen})
-            if dead:
-                work.after["dead_inputs"] = dead
+            work.after |= {"dead_inputs": dead} if dead else {}
             work.child = open_checkpoint(writer.folder).digest
         writer.finish()
     return work.finished()

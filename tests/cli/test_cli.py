@@ -148,6 +148,7 @@ def test_quantize_says_what_it_will_take_and_keeps_within_a_budget(talker, tmp_p
     assert "quantizing will take about" in done.stderr
     found = last_json(done)
     assert found["predicted"]["seconds"] > 0
+    assert found["settings"]["by_block"] is True
     assert not (tmp_path / "child.importance.safetensors").exists()  # the whole model's, which was not asked for
     for limit in (["--max-memory", "1MB"], ["--max-minutes", "0"]):
         refused = penjing("quantize", talker, tmp_path / "other", *settings, *limit, check=1)

@@ -225,3 +225,10 @@ def test_memory_comes_as_it_was_said(tmp_path, sizes, how):
     assert done.returncode == 0, done.stderr
     predicted, actual = json.loads(done.stdout)
     assert abs(predicted / actual - 1) <= 0.25, (predicted, actual)
+
+
+def test_time_that_is_gone_is_no_longer_there():
+    budget = Budget(max_bytes=7, max_seconds=60.0)
+    assert budget.after(20.0) == Budget(max_bytes=7, max_seconds=40.0)
+    assert budget.after(90.0) == Budget(max_bytes=7, max_seconds=0.0)
+    assert Budget().after(20.0) == Budget()
