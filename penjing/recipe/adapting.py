@@ -123,6 +123,9 @@ def _elsewhere(job: Job, progress: Progress | None) -> dict[str, Any]:
             except BaseException:
                 process.kill()
                 raise
+            finally:
+                with contextlib.suppress(BrokenPipeError):  # what a process that died at once did not read
+                    process.stdin.close()
         if "error" in last:
             raise PenjingError(last["error"]["fact"], where=last["error"]["where"], attempt=last["error"]["attempt"])
         if "found" in last:

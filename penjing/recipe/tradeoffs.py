@@ -62,6 +62,8 @@ def _point(axes: Any, at: float, row: Mapping[str, Any], number: int, judged: bo
         fmt=_SHAPES[number % len(_SHAPES)],
         color=_COLORS[number % len(_COLORS)],
         markersize=7,
+        markerfacecolor="none",  # one that lies over another hides nothing
+        markeredgewidth=1.6,
         elinewidth=1,
         label=row["method"],
     )
