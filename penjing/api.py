@@ -12,17 +12,15 @@ packed).
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from penjing.checkpoint import Checkpoint, open_checkpoint
-from penjing.errors import PenjingError
 from penjing.format.architecture import Architecture
+from penjing.talk import Talk
 
 if TYPE_CHECKING:
     from typing import Self  # Python 3.11
@@ -32,16 +30,13 @@ if TYPE_CHECKING:
     from penjing.data.text import Corpus, Windows
     from penjing.evidence import Evidence
     from penjing.runtime.chat import ChatTemplate, Conversation, Message
-    from penjing.runtime.constrain import Constraint, Kind, Vocabulary
+    from penjing.runtime.constrain import Constraint, Kind
     from penjing.runtime.generate import Generation
-    from penjing.runtime.prefix_cache import PrefixCache
     from penjing.runtime.session import Session
     from penjing.stages.foresight import Budget
     from penjing.tensors.statistics import Importance
 
 CALIBRATION_WINDOWS = 16
-#: as `data`: what the model writes itself
-SELF = "self"
 _TUNING_TOKENS = 1 << 18  # of its own text to tune on
 
 Progress = Callable[[str, int, int], None]
@@ -79,10 +74,7 @@ class Model:
         self.checkpoint = checkpoint
         self.evidence: Evidence | None = None  # of the stage that wrote it, if it was written here
         self._context, self._threads = context, threads
-        self._session: Session | None = None
-        self._unpacked: tempfile.TemporaryDirectory[str] | None = None
-        self._cached: list[int] = []
-        self._prefix_cache, self._tell = prefix_cache, tell
+        self._talk = Talk(checkpoint, context=context, threads=threads, prefix_cache=prefix_cache, tell=tell)
 
     def __repr__(self) -> str:
         arch = self.architecture
@@ -102,36 +94,20 @@ class Model:
         """Whether the file is one that the engine maps as it is."""
         return self.checkpoint.path.suffix == ".penjing"
 
-    @cached_property
+    @property
     def tokenizer(self) -> Tokenizer:
         """The model's tokenizer. Raises PenjingError where it came without one."""
-        from penjing.data.text import load_tokenizer
+        return self._talk.tokenizer
 
-        text = self.checkpoint.tokenizer_json
-        if text is None:
-            raise PenjingError(
-                "the model has no tokenizer", where=self.name, attempt="put its tokenizer.json beside config.json"
-            )
-        return load_tokenizer(text, where=self.name)
-
-    @cached_property
+    @property
     def chat_template(self) -> ChatTemplate:
         """Raises PenjingError where the model came without one."""
-        from penjing.runtime.chat import ChatTemplate
-
-        arch = self.architecture
-        eos = arch.eos_token_ids[0] if arch.eos_token_ids else None
-        return ChatTemplate(self.checkpoint.chat_template, self._token_text("bos_token_id"), self._text_of(eos))
+        return self._talk.chat_template
 
     @property
     def session(self) -> Session:
         """The engine with this model, opened at first use. What is not packed is packed into a temporary file."""
-        if self._session is None:
-            from penjing.runtime.session import Session
-
-            path = self.checkpoint.path if self.is_packed else self._packed_copy()
-            self._session = Session(path, context=self._context, threads=self._threads)
-        return self._session
+        return self._talk.session
 
     def generate(self, prompt: str, **options: Any) -> str:
         """Text that continues `prompt`. options: those of `stream`."""
@@ -156,9 +132,7 @@ class Model:
         sampling: temperature (0 by default: the likeliest), top_k, top_p, min_p, repetition_penalty. constraint: the
         form that the text must have, see `constraint`.
         """
-        return self._generate(
-            self.tokenizer.encode(prompt).ids, max_tokens, stop, seed, {**sampling, "constraint": constraint}
-        )
+        return self._talk.stream(prompt, max_tokens=max_tokens, stop=stop, seed=seed, constraint=constraint, **sampling)
 
     def stream_chat(
         self,
@@ -171,9 +145,9 @@ class Model:
         **sampling: float,
     ) -> Generation:
         """Pieces of the answer, as they come. Only what changed since the last call is computed."""
-        prompt = self.chat_template.render(messages)
-        prompt_ids = self.tokenizer.encode(prompt, add_special_tokens=False).ids
-        return self._generate(prompt_ids, max_tokens, stop, seed, {**sampling, "constraint": constraint})
+        return self._talk.stream_chat(
+            messages, max_tokens=max_tokens, stop=stop, seed=seed, constraint=constraint, **sampling
+        )
 
     def load_adapter(self, path: str | Path, *, name: str | None = None) -> str:
         """Load an adapter file or a folder that peft wrote, and use it; its name, for `use_adapter`."""
@@ -187,28 +161,11 @@ class Model:
 
     def constraint(self, kind: Kind, text: str) -> Constraint:
         """The form of one answer: "json_schema", "regex" or "grammar" (Lark), and its text. Needs penjing[serve]."""
-        return self._vocabulary.constraint(kind, text)
-
-    @cached_property
-    def _vocabulary(self) -> Vocabulary:
-        from penjing.runtime.constrain import Vocabulary
-
-        arch = self.architecture
-        return Vocabulary(self.tokenizer.to_str(), arch.vocab_size, arch.eos_token_ids)
+        return self._talk.vocabulary.constraint(kind, text)
 
     def conversation(self, system: str = "") -> Conversation:
         """A conversation that remembers its turns."""
-        from penjing.runtime.chat import Conversation
-
-        return Conversation(
-            self.session,
-            self.tokenizer,
-            self.chat_template,
-            eos=self.architecture.eos_token_ids,
-            system=system,
-            before_prompt=self._restore,
-            after_prompt=self._keep,
-        )
+        return self._talk.conversation(system)
 
     def quantize(
         self,
@@ -311,13 +268,15 @@ class Model:
         data: text to learn from, or "self": what the teacher writes. spec: settings of the method and of training, e.g.
         learning_rate, steps, window.
         """
+        from penjing.stages.calibration_text import text_to_learn
         from penjing.stages.tune import tune
 
+        text = text_to_learn(teacher.checkpoint, data, num_tokens=_TUNING_TOKENS, seed=seed, progress=progress)
         evidence = tune(
             self.checkpoint,
             Path(out),
             parent=teacher.checkpoint,
-            data=teacher._text(data, _TUNING_TOKENS, seed, progress),
+            data=text,
             method=method,
             spec=spec,
             minutes=minutes,
@@ -409,9 +368,10 @@ class Model:
         what: some of "quality" (needs `text`), "speed", "memory" (both need a packed file); by default all that is
         possible. options: window, max_windows, threads, repeats, progress.
         """
+        from penjing.data.text import as_corpus
         from penjing.measure.compare import compare
 
-        corpus = None if text is None else _corpus(text)
+        corpus = None if text is None else as_corpus(text)
         possible = (["quality"] if corpus else []) + (["speed", "memory"] if self.is_packed else [])
         options.setdefault("threads", self._threads)
         return compare(
@@ -424,13 +384,7 @@ class Model:
 
     def close(self) -> None:
         """Free the engine and the temporary file, if there is one."""
-        if self._session is not None:
-            self._session.close()
-            self._session = None
-        if self._unpacked is not None:
-            self._unpacked.cleanup()
-            self._unpacked = None
-        self._cached.clear()
+        self._talk.close()
 
     def __enter__(self) -> Self:
         return self
@@ -439,47 +393,6 @@ class Model:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-    def _generate(
-        self,
-        prompt_ids: Sequence[int],
-        max_tokens: int,
-        stop: Sequence[str],
-        seed: int | None,
-        sampling: Mapping[str, Any],
-    ) -> Generation:
-        from penjing.runtime.generate import generate
-        from penjing.runtime.sampling import Sampler
-
-        held = self._restore(prompt_ids)
-        if held is not None:
-            self._cached[:] = held
-        return generate(
-            self.session,
-            self.tokenizer,
-            prompt_ids,
-            max_tokens=max_tokens,
-            sampler=Sampler(seed=seed, **sampling),
-            stop=stop,
-            eos=self.architecture.eos_token_ids,
-            cached=self._cached,
-            speculate=True,
-            after_prompt=self._keep,
-        )
-
-    @cached_property
-    def _prefixes(self) -> PrefixCache | None:
-        from penjing.runtime.prefix_cache import PrefixCache
-
-        return PrefixCache(self._prefix_cache, tell=self._tell) if self._prefix_cache else None
-
-    def _restore(self, prompt_ids: Sequence[int]) -> list[int] | None:
-        """What the session holds after the prefix cache gave what it has for a prompt; None: there is no such cache."""
-        return self._prefixes.restore(self.session, prompt_ids) if self._prefixes else None
-
-    def _keep(self, evaluated: int) -> None:
-        if self._prefixes:
-            self._prefixes.keep(self.session, evaluated)
 
     def _calibrate(
         self,
@@ -502,41 +415,12 @@ class Model:
 
     def _windows(self, data: str | Path | Corpus, count: int, seed: int, progress: Progress | None) -> Windows:
         from penjing.measure.compare import WINDOW
-        from penjing.stages.calibration_text import calibration_windows
+        from penjing.stages.calibration_text import calibration_windows, text_to_learn
 
-        text = self._text(data, (count + 1) * WINDOW, seed, progress)
+        text = text_to_learn(self.checkpoint, data, num_tokens=(count + 1) * WINDOW, seed=seed, progress=progress)
         return calibration_windows(self.checkpoint, text, length=WINDOW, count=count)
-
-    def _text(self, data: str | Path | Corpus, num_tokens: int, seed: int, progress: Progress | None) -> Corpus:
-        """Text to learn from; of what the model writes itself, `num_tokens`."""
-        if data != SELF:
-            return _corpus(data)
-        from penjing.stages.generated_text import generated_text
-
-        return generated_text(self.checkpoint, num_tokens=num_tokens, seed=seed, progress=progress)
-
-    def _packed_copy(self) -> Path:
-        from penjing.stages.pack import pack
-
-        self._unpacked = tempfile.TemporaryDirectory(prefix="penjing-")
-        path = Path(self._unpacked.name) / "model.penjing"
-        pack(self.checkpoint, path)
-        return path
 
     def _child(self, out: str | Path, evidence: Evidence) -> Model:
         child = Model(open_checkpoint(out), context=self._context, threads=self._threads)
         child.evidence = evidence
         return child
-
-    def _token_text(self, key: str) -> str:
-        said = self.checkpoint.config.get(key)
-        return self._text_of(self.checkpoint.generation.get(key) if said is None else said)
-
-    def _text_of(self, token: Any) -> str:
-        return (self.tokenizer.id_to_token(token) or "") if isinstance(token, int) else ""
-
-
-def _corpus(text: str | Path | Corpus) -> Corpus:
-    from penjing.data.text import Corpus, read_corpus
-
-    return text if isinstance(text, Corpus) else read_corpus([Path(text)])

@@ -99,7 +99,7 @@ def corpus(text: str) -> Corpus:
 
 def text_to_learn(text: str) -> Corpus | str:
     """A `corpus`, or `self`: what the model writes, which the model has to be asked for."""
-    from penjing.api import SELF
+    from penjing.data.text import SELF
 
     return SELF if text == SELF else corpus(text)
 

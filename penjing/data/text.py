@@ -20,6 +20,7 @@ from tokenizers import Tokenizer
 
 from penjing.errors import PenjingError
 
+SELF = "self"  # instead of a file: what the model writes itself
 SUFFIXES = (".txt", ".md", ".rst")
 #: longer documents are cut at paragraphs, so that one book still has a calibration and a held-out part
 BLOCK_CHARS = 1 << 14
@@ -111,6 +112,11 @@ def read_text(path: Path, encoding: str = "utf-8") -> str:
             f"not text: a zero character on line {line}", where=str(path), attempt="a text file, or encoding utf-16"
         )
     return text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
+
+
+def as_corpus(text: str | Path | Corpus) -> Corpus:
+    """A corpus as it is, a file or folder read."""
+    return text if isinstance(text, Corpus) else read_corpus([Path(text)])
 
 
 def read_corpus(paths: Iterable[Path], encoding: str = "utf-8") -> Corpus:

@@ -1,18 +1,35 @@
-"""Calibration text: windows of it, or why it will not do."""
+"""Text to learn from, and windows of it to calibrate on, or why it will not do."""
 
 from __future__ import annotations
 
 import re
 from collections import Counter
+from pathlib import Path
 
 from penjing.checkpoint import Checkpoint
-from penjing.data.text import Corpus, Windows
+from penjing.data.text import SELF, Corpus, Windows, as_corpus
 from penjing.errors import PenjingError
 from penjing.measure.compare import held_out_windows
+from penjing.stages import Progress
+from penjing.stages.generated_text import generated_text
 
 _LEAST_WINDOWS = 4  # with fewer, GPTQ under the Fisher's Hessian learns them by heart
 _PIECES, _PIECE_CHARS = 16, 2000  # whose language is told
 _MOST_FOREIGN = 0.5  # of the pieces
+
+
+def text_to_learn(
+    parent: Checkpoint,
+    data: str | Path | Corpus,
+    *,
+    num_tokens: int,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Corpus:
+    """The text of a file or folder, or, for SELF, `num_tokens` that the model writes."""
+    if data != SELF:
+        return as_corpus(data)
+    return generated_text(parent, num_tokens=num_tokens, seed=seed, progress=progress)
 
 
 def calibration_windows(parent: Checkpoint, corpus: Corpus, *, length: int, count: int) -> Windows:
