@@ -10,7 +10,7 @@
 
 namespace penjing {
 
-// A counter that threads wait on: a short spin, then yielding to whoever wants the CPU, then sleep.
+// A counter that threads wait on: a short spin, then giving way while that is cheap, then sleep.
 class Gate {
  public:
   uint32_t count() const { return count_.load(std::memory_order_acquire); }
@@ -19,6 +19,8 @@ class Gate {
   void wait_past(uint32_t seen);
 
  private:
+  bool spin_past(uint32_t seen, int spins) const;
+
   std::atomic<uint32_t> count_{0};
   std::atomic<int> sleepers_{0};
   std::mutex mutex_;
