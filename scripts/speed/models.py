@@ -6,6 +6,7 @@ sizes until one is as good as each of llama.cpp's. A peer that cannot be had is 
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -123,7 +124,10 @@ def make_as_good(
     sizes: Sequence[int],
     say: Say,
 ) -> dict[str, str]:
-    """llama.cpp's types to the names of our smallest files whose perplexity is no worse, where there is one."""
+    """llama.cpp's types to the names of our smallest files whose perplexity is no worse, where there is one.
+
+    Where none of `sizes` is, that of 8 bits.
+    """
     wanted = {name: files.perplexity[name] for name in ("llama.cpp Q4_0", "llama.cpp Q4_K_M") if name in files.ggufs}
     importances: Any = None
     found: dict[str, str] = {}
@@ -144,4 +148,5 @@ def make_as_good(
         for peer in [peer for peer, most in wanted.items() if files.perplexity[name] <= most]:
             found[peer] = name
             del wanted[peer]
-    return found
+    eight_bits = files.perplexity.get(EIGHT_BITS, math.inf)
+    return found | {peer: EIGHT_BITS for peer, most in wanted.items() if eight_bits <= most}
