@@ -56,6 +56,29 @@ def test_help_of_a_verb(verb):
     assert "Usage: penjing " + verb in penjing(verb, "--help").stdout
 
 
+@pytest.mark.parametrize(
+    ("given", "then"),
+    [({}, "10000"), ({"GOMP_SPINCOUNT": "5"}, "5"), ({"OMP_WAIT_POLICY": "active"}, "None")],
+)
+def test_threads_of_torch_wait_briefly_unless_the_user_says_how(given, then):
+    program = (
+        "import os, sys\nfrom penjing.cli import main\nsys.argv = ['penjing', '--version']\n"
+        "try:\n    main()\nfinally:\n    print(os.environ.get('GOMP_SPINCOUNT'))"
+    )
+    environment = {
+        name: value for name, value in os.environ.items() if name not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env=environment | given,
+        check=False,
+    )
+    assert done.stdout.split()[-1] == then
+
+
 def test_help_loads_nothing_slow():
     program = (
         "import sys\nfrom penjing.cli._app import application\n"
