@@ -114,7 +114,7 @@ def main() -> None:
 
 
 def _wait_briefly() -> None:
-    """Let torch's threads wait for each other in a spin of some 0.1 ms, then in sleep; its default is thirty times that.
+    """Let torch's threads wait for each other in a spin of some 0.1 ms, then asleep; its default is 30 times that.
 
     Two cores, 300 rounds of small operations: 0.34 s either way on a quiet machine, 1.1 s instead of 3 to 10 beside a
     program that uses both cores; sleeping at once would be 0.48 and 0.75 s. libgomp reads it when torch is loaded.
