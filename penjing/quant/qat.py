@@ -1,7 +1,7 @@
 """Quantization-aware training: codes themselves learn, through latent weights that are rounded in every forward pass.
 
-Any levels: 2 to 8 bits, ternary, binary, codebooks. Latents begin at the parent's weights, each within the cell of the
-code that the child has, so training starts from what GPTQ (or whoever made the child) has found. Step sizes are learned
+Any levels: 2 to 8 bits, ternary, binary, codebooks. Latents begin in the cells of the codes that the child has, so
+training starts from what GPTQ (or whoever made the child) has found. Step sizes are learned
 along (LSQ, arXiv:1902.08153), as are the norms; the objective is the float parent's KL, as in LLM-QAT
 (arXiv:2305.17888). What is learned, and in which units: `tensors/fake_quantize.py`.
 
@@ -23,12 +23,13 @@ from penjing.tensors.groups import Quantized, to_groups
 class Spec:
     """learning_rate: of Adam, in steps of a grid. scale_rate: the rate of scales and norms as a fraction of it.
 
-    start: where in its cell a latent begins, from 0, the middle, to 1, the parent's weight.
+    start: where in its cell a latent begins, from 0, the middle, to 1, the parent's weight, or as near to it as the cell
+    goes. From there the first steps undo codes that are not the nearest, which is what GPTQ has chosen them for.
     """
 
-    learning_rate: float = 3e-3
+    learning_rate: float = 1e-2
     scale_rate: float = 0.3
-    start: float = 1.0
+    start: float = 0.0
 
 
 class Weight(nn.Module):

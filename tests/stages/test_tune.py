@@ -44,10 +44,10 @@ def child(parent, tmp_path):
     return open_checkpoint(tmp_path / "child")
 
 
-@pytest.mark.parametrize("method", ["qat", "kl_tuning"])
-def test_the_child_comes_nearer_and_stores_what_it_learnt(parent, child, tmp_path, method):
+@pytest.mark.parametrize(("method", "own"), [("qat", {"start": 0.9}), ("kl_tuning", {})])
+def test_the_child_comes_nearer_and_stores_what_it_learnt(parent, child, tmp_path, method, own):
     before = {path.name: path.read_bytes() for path in (tmp_path / "child").iterdir()}
-    spec = SHORT | {"steps": 30, "learning_rate": 0.03, "evaluate_every": 10}
+    spec = SHORT | {"steps": 30, "learning_rate": 0.03, "evaluate_every": 10} | own
     evidence = tune(child, tmp_path / "tuned", parent=parent, data=make_corpus(), method=method, spec=spec)
     assert {path.name: path.read_bytes() for path in (tmp_path / "child").iterdir()} == before
     assert evidence.after["kl_to_parent"] < 0.8 * evidence.before["kl_to_parent"]
