@@ -16,7 +16,7 @@ from pathlib import Path
 from penjing.checkpoint import Checkpoint
 from penjing.data.text import Windows
 from penjing.errors import PenjingError
-from penjing.quant import learns
+from penjing.quant import learns, technique
 from penjing.stages.blocks import block_of
 from penjing.stages.codes import row_chunks
 from penjing.stages.weighing import Choice, asking, learned_together
@@ -190,8 +190,9 @@ def remedies(chosen: Mapping[str, Choice], calibration: Windows | None) -> str:
         found.append(f"--windows {max(1, math.floor(len(calibration.tokens_WT) / 2))}")
     if any(learns(choice.method) for choice in chosen.values()):
         found.append("--set steps=50, or --method gptq --by-block")
-    found.append("--method rtn")
-    return ", or ".join(found)
+    if any(choice.method is not technique("rtn") for choice in chosen.values()):
+        found.append("--method rtn")
+    return ", or ".join(found) or "a larger budget: nothing takes less than this"
 
 
 def foretold(forecast: Forecast) -> str:

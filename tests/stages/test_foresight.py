@@ -23,7 +23,7 @@ from penjing.evidence import read
 from penjing.quant import rtn
 from penjing.stages import rehearsal
 from penjing.stages.codes import plan
-from penjing.stages.foresight import Budget
+from penjing.stages.foresight import Budget, remedies
 from penjing.stages.quantize import choices, quantize
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -232,3 +232,9 @@ def test_time_that_is_gone_is_no_longer_there():
     assert budget.after(20.0) == Budget(max_bytes=7, max_seconds=40.0)
     assert budget.after(90.0) == Budget(max_bytes=7, max_seconds=0.0)
     assert Budget().after(20.0) == Budget()
+
+
+@pytest.mark.parametrize(("method", "said"), [("rtn", "a larger budget"), ("hqq", "--method rtn")])
+def test_a_remedy_is_another_way(talker, method, said):
+    chosen = choices(open_checkpoint(talker), method, {"group_size": 16}, [])
+    assert remedies(chosen, None).startswith(said)
