@@ -23,8 +23,8 @@ from penjing.tensors.groups import Quantized, to_groups
 class Spec:
     """learning_rate: of Adam, in steps of a grid. scale_rate: the rate of scales and norms as a fraction of it.
 
-    start: where in its cell a latent begins, from 0, the middle, to 1, the parent's weight, or as near to it as that cell
-    goes. From there the first steps undo codes that are not the nearest, which is what GPTQ has chosen them for.
+    start: where in its cell a latent begins, from 0, the middle, to 1, the parent's weight or what is nearest to it.
+    From there the first steps undo codes that are not the nearest, which is what GPTQ has chosen them for.
     """
 
     learning_rate: float = 1e-2
