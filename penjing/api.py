@@ -257,18 +257,22 @@ class Model:
         data: str | Path | Corpus,
         method: str = "qat",
         minutes: float | None = None,
+        max_bytes: int | None = None,
         seed: int = 0,
         force: bool = False,
         progress: Progress | None = None,
+        tell: Callable[[str], None] | None = None,
         **spec: Any,
     ) -> Model:
         """Write a tuned child of this quantized one, which learns from `teacher`, the model that it was made of.
 
         method: "qat" (codes and scales) or "kl_tuning" (scales alone). minutes: to train for, unless `steps` are set.
         data: text to learn from, or "self": what the teacher writes. spec: settings of the method and of training, e.g.
-        learning_rate, steps, window.
+        learning_rate, steps, window. `tell` hears what memory is expected; more than `max_bytes` is an error before the
+        work.
         """
         from penjing.stages.calibration_text import text_to_learn
+        from penjing.stages.foresight import Budget
         from penjing.stages.tune import tune
 
         text = text_to_learn(teacher.checkpoint, data, num_tokens=_TUNING_TOKENS, seed=seed, progress=progress)
@@ -282,7 +286,9 @@ class Model:
             minutes=minutes,
             seed=seed,
             force=force,
+            budget=Budget(max_bytes=max_bytes),
             progress=progress,
+            tell=tell,
         )
         return self._child(out, evidence)
 

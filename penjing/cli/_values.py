@@ -33,6 +33,10 @@ Models = Annotated[list[str], typer.Argument(metavar="MODEL…", help=_MODEL_HEL
 Json = Annotated[bool, typer.Option("--json", help="End stdout with one JSON object instead of a table.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace OUT if it exists.")]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Same seed, same bytes.")]
+MaxMemory = Annotated[
+    str | None,
+    typer.Option("--max-memory", metavar="SIZE", help="Do not begin what takes more, e.g. 2GB.", show_default=False),
+]
 Threads = Annotated[int | None, typer.Option("--threads", min=1, help="Default: every core.", show_default=False)]
 Context = Annotated[int, typer.Option("--context", min=1, help="Tokens that fit, prompt and answer together.")]
 

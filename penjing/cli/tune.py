@@ -8,8 +8,8 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from penjing.cli._show import emit, number, pairs, progress, size
-from penjing.cli._values import Force, Json, Model, Seed, settings, text_to_learn
+from penjing.cli._show import emit, note, number, pairs, progress, size
+from penjing.cli._values import Force, Json, MaxMemory, Model, Seed, settings, size_bytes, text_to_learn
 from penjing.errors import PenjingError
 
 PANEL = "Make it small"
@@ -46,6 +46,7 @@ def command(
             show_default=False,
         ),
     ] = None,
+    max_memory: MaxMemory = None,
     seed: Seed = 0,
     force: Force = False,
     as_json: Json = False,
@@ -63,6 +64,8 @@ def command(
             data=text_to_learn(data),
             method=method,
             minutes=minutes,
+            max_bytes=size_bytes(max_memory) if max_memory is not None else None,
+            tell=note,
             seed=seed,
             force=force,
             progress=report,

@@ -67,11 +67,13 @@ class Tuning(Protocol):
     `Spec` has a `learning_rate`. `tunable(spec, quantized, weight_OI)` is a module whose parameters are trained and
     whose `forward()` is the weight; `confine_()` is called before every step, `quantized()` gives what is stored.
     `vector_rate(spec)`: how fast norms change, as a fraction of their size times the learning rate.
+    `num_trained(layout)`: numbers of a matrix that are trained.
     """
 
     Spec: type[Any]
     tunable: Callable[..., Any]
     vector_rate: Callable[[Any], float]
+    num_trained: Callable[[Layout], int]
 
 
 def technique(name: str) -> Technique:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from penjing.format.pack import Layout
 from penjing.tensors.fake_quantize import relative, rounded_to_half, scaled_weight, values
 from penjing.tensors.groups import Quantized
 from penjing.tensors.scales import stored
@@ -79,3 +80,8 @@ def tunable(spec: Spec, quantized: Quantized, weight_OI: Tensor) -> Weight:
 def vector_rate(spec: Spec) -> float:
     """Norms change as scales do."""
     return 1.0
+
+
+def num_trained(layout: Layout) -> int:
+    """Scales, and zero points where there are any."""
+    return layout.rows * layout.num_groups * (1 if layout.symmetric else 2)

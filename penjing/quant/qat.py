@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from penjing.format.pack import Layout
 from penjing.tensors.fake_quantize import Grid, relative, rounded_to_half, rounded_weight, values
 from penjing.tensors.groups import Quantized, to_groups
 
@@ -69,3 +70,8 @@ def tunable(spec: Spec, quantized: Quantized, weight_OI: Tensor) -> Weight:
 def vector_rate(spec: Spec) -> float:
     """Norms change as scales do."""
     return spec.scale_rate
+
+
+def num_trained(layout: Layout) -> int:
+    """Latents and scales."""
+    return layout.rows * (layout.cols + layout.num_groups)

@@ -16,7 +16,7 @@ from pathlib import Path
 from penjing.checkpoint import Checkpoint
 from penjing.data.text import Windows
 from penjing.errors import PenjingError
-from penjing.quant import learns, technique
+from penjing.quant import Tuning, learns, technique
 from penjing.stages.blocks import block_of
 from penjing.stages.codes import row_chunks
 from penjing.stages.weighing import Choice, asking, learned_together
@@ -31,6 +31,8 @@ _LEARNING_BYTES = 40
 _LATER_BYTES = 20_000_000
 #: of importing transformers
 _TRANSFORMERS_BYTES = 100_000_000
+#: of a chunk of positions, its gradient and its softmax: `train.vocabulary` keeps to it
+_LOGITS_BYTES = 100_000_000
 
 
 @dataclass(frozen=True)
@@ -171,6 +173,24 @@ def calibration_memory(parent: Checkpoint, calibration: Windows, *, hessians: bo
         "for Hessians": sum(4 * cols * cols for name, (_, cols) in shapes.items() if name != "embed") * hessians,
         "for a window's activations": 4 * length * saved * arch.num_layers,
         "for its logits and the head's gradient": 4 * (3 * length + arch.hidden_size) * arch.vocab_size,
+    }
+
+
+def tuning_memory(child: Checkpoint, method: Tuning, *, tokens: int, precision: str) -> dict[str, int]:
+    """Bytes that tuning takes: the student with what is trained of it, its teacher, `tokens` that pass at a time."""
+    arch, layouts = child.architecture, child.quantized.values()
+    product = 2 if precision == "bf16" else 4
+    coded = sum(layout.rows * layout.cols for layout in layouts)
+    every = sum(rows * cols for rows, cols in arch.matrix_shapes().values())
+    largest = max(layout.rows * layout.cols for layout in layouts)
+    saved = 6 * arch.hidden_size + 2 * arch.q_size + 2 * arch.kv_size + 4 * arch.intermediate_size
+    return {
+        "held already": rss_bytes() + _TRANSFORMERS_BYTES + _LATER_BYTES,
+        "for what is trained, with gradients and Adam's moments": 16 * sum(map(method.num_trained, layouts)),
+        "for codes, the weights that they make, and their gradients": (1 + 2 * product) * coded + 12 * largest,
+        "for the teacher": product * every + 4 * arch.vocab_size * arch.hidden_size,
+        "for activations": product * tokens * saved * arch.num_layers,
+        "for logits": min(_LOGITS_BYTES, 12 * tokens * arch.vocab_size),
     }
 
 

@@ -12,7 +12,7 @@ import dataclasses
 import json
 import shutil
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -32,6 +32,7 @@ from penjing.format.source import row_indices
 from penjing.quant import Tuning, tuning
 from penjing.stages import EVIDENCE, Progress, base, build_spec, inherit_evidence
 from penjing.stages.codes import bits_per_weight, copy_rest, packed, plan, runs
+from penjing.stages.foresight import Budget, tuning_memory
 from penjing.stages.student import Student, student, teacher
 from penjing.tensors.groups import Quantized
 from penjing.train import precision
@@ -58,7 +59,7 @@ class Training:
 
     window: int = 256
     tokens: int = 2048
-    micro_tokens: int = 2048
+    micro_tokens: int = 1024
     hard: float = 0.0
     validation: int = 8
     evaluate_every: int = 100
@@ -79,18 +80,22 @@ def tune(
     minutes: float | None = None,
     force: bool = False,
     seed: int = 0,
+    budget: Budget | None = None,
     progress: Progress | None = None,
+    tell: Callable[[str], None] | None = None,
 ) -> Evidence:
     """Write a tuned child beside the untouched `child`, whose codes were made of `parent`.
 
     `spec`: settings of the method and of `Training`. `minutes`: of training, unless `steps` are set. A part of the text
-    is kept apart to choose the best step by. Raises PenjingError.
+    is kept apart to choose the best step by. `tell` hears what memory is expected; more than `budget` allows is an
+    error before the work. Raises PenjingError.
     """
     technique = tuning(method)
     settings, training = _settings(technique, method, spec or {})
     if not training.steps and minutes is None:
         raise PenjingError("nothing says how long to train", where="tune", attempt="--minutes 15, or --set steps=200")
     _check(child, parent)
+    needed = _foreseen(child, technique, training, budget or Budget(), tell)
     learnt, apart = _texts(parent, data, training, seed)
     said = {"method": method, "spec": dict(spec or {}), "minutes": minutes, "seed": seed, "teacher": parent.digest}
     step = {"stage": "tune", "parent": child.digest, "settings": said, "corpus": learnt.digest}
@@ -99,6 +104,7 @@ def tune(
         inherit_evidence(child, writer.folder)
         folder = _folder(out, step)
         with recording("tune", said, path=writer.folder / EVIDENCE, parent=child.digest, corpus=learnt.digest) as work:
+            work.predicted = {"peak_rss_bytes": needed}
             made = _student(child, parent, technique, settings)
             trained = _train(made, parent, training, settings, (learnt, apart), folder, minutes, seed, progress)
             _write_shards(child, made, shards, writer)
@@ -138,6 +144,19 @@ def _settings(technique: Tuning, method: str, spec: Mapping[str, Any]) -> tuple[
     own = {name: value for name, value in spec.items() if name not in of_training}
     shared = {name: value for name, value in spec.items() if name in of_training}
     return build_spec(technique.Spec, own, where=method), build_spec(Training, shared, where="training")
+
+
+def _foreseen(
+    child: Checkpoint, technique: Tuning, training: Training, budget: Budget, tell: Callable[[str], None] | None
+) -> int:
+    """Bytes of memory that it will take. PenjingError where that is more, or the minutes are, than are allowed."""
+    chosen = precision.choose(training.precision, "cpu")
+    needed = tuning_memory(child, technique, tokens=training.micro_tokens, precision=chosen)
+    smaller = max(training.window, training.micro_tokens // 4)
+    budget.check_memory(needed, where=child.name, attempt=f"--set micro_tokens={smaller}, or --method kl_tuning")
+    if tell is not None:
+        tell(f"tuning will take {sum(needed.values()) / 1e6:,.0f} MB of memory at most")
+    return sum(needed.values())
 
 
 def _check(child: Checkpoint, parent: Checkpoint) -> None:

@@ -227,6 +227,36 @@ def test_memory_comes_as_it_was_said(tmp_path, sizes, how):
     assert abs(predicted / actual - 1) <= 0.25, (predicted, actual)
 
 
+TUNED = """
+import json, sys
+from pathlib import Path
+import numpy as np
+import torch
+from penjing.checkpoint import open_checkpoint
+from penjing.stages import tune as stage
+torch.set_num_threads(1)
+windows = lambda *given: stage.Windows(np.random.default_rng(0).integers(0, 512, (24, 64), dtype=np.int32), 1)
+stage._texts = lambda *given: (windows(), windows())
+parent, child = map(open_checkpoint, sys.argv[1:3])
+spec = {"steps": 2, "window": 64, "tokens": 1024, "micro_tokens": 1024, "precision": "f32"}
+evidence = stage.tune(child, Path(sys.argv[3]), parent=parent, data=None, method=sys.argv[4], spec=spec)
+print(json.dumps([evidence.predicted["peak_rss_bytes"], evidence.peak_rss_bytes]))
+"""
+
+
+@pytest.mark.parametrize("method", ["qat", "kl_tuning"])
+def test_memory_of_tuning_comes_as_it_was_said(tmp_path, method):
+    parent = make_big(tmp_path / "parent", vocab=512, layers=2, hidden=768, intermediate=3072)
+    quantize(open_checkpoint(parent), tmp_path / "child", spec={"bits": 3, "group_size": 64})
+    command = [sys.executable, "-c", TUNED, *map(str, (parent, tmp_path / "child", tmp_path / "tuned", method))]
+    done = subprocess.run(
+        command, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    predicted, actual = json.loads(done.stdout)
+    assert abs(predicted / actual - 1) <= 0.25, (predicted, actual)
+
+
 def test_time_that_is_gone_is_no_longer_there():
     budget = Budget(max_bytes=7, max_seconds=60.0)
     assert budget.after(20.0) == Budget(max_bytes=7, max_seconds=40.0)

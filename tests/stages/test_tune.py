@@ -20,6 +20,7 @@ from penjing.evidence import read
 from penjing.format.pack import dequantize
 from penjing.measure import torch_model
 from penjing.quant import qat
+from penjing.stages.foresight import Budget
 from penjing.stages.quantize import quantize
 from penjing.stages.student import read_quantized, student, teacher
 from penjing.stages.tune import tune
@@ -177,3 +178,13 @@ def test_killed_at_any_moment_and_run_again_it_gives_the_same_bytes(talker, chil
     for name in names - {"evidence.jsonl"}:  # which tells times
         assert (first / name).read_bytes() == (second / name).read_bytes(), name
     assert sorted(path.name for path in tmp_path.iterdir()) == ["at once", "child", "killed"]
+
+
+def test_a_budget_that_cannot_be_met_is_told_at_once(parent, child, tmp_path):
+    told = []
+    with pytest.raises(PenjingError, match="1 MB are allowed") as error:
+        tune(child, tmp_path / "out", parent=parent, data=make_corpus(), spec=SHORT, budget=Budget(max_bytes=1_000_000))
+    assert "activations" in error.value.where
+    assert not (tmp_path / "out").exists()
+    tune(child, tmp_path / "out", parent=parent, data=make_corpus(), spec=SHORT, tell=told.append)
+    assert "MB of memory at most" in told[0]
