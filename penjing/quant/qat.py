@@ -29,7 +29,7 @@ class Spec:
     """
 
     learning_rate: float = 1e-2
-    scale_rate: float = 0.3
+    scale_rate: float = 1.0
     start: float = 0.0
 
 
