@@ -37,7 +37,6 @@ if TYPE_CHECKING:
     from penjing.tensors.statistics import Importance
 
 CALIBRATION_WINDOWS = 16
-_TUNING_TOKENS = 1 << 18  # of its own text to tune on
 
 Progress = Callable[[str, int, int], None]
 Overrides = Sequence[tuple[str, Mapping[str, Any]]]
@@ -271,16 +270,14 @@ class Model:
         learning_rate, steps, window. `tell` hears what memory is expected; more than `max_bytes` is an error before the
         work.
         """
-        from penjing.stages.calibration_text import text_to_learn
         from penjing.stages.foresight import Budget
         from penjing.stages.tune import tune
 
-        text = text_to_learn(teacher.checkpoint, data, num_tokens=_TUNING_TOKENS, seed=seed, progress=progress)
         evidence = tune(
             self.checkpoint,
             Path(out),
             parent=teacher.checkpoint,
-            data=text,
+            data=data,
             method=method,
             spec=spec,
             minutes=minutes,

@@ -31,6 +31,7 @@ from penjing.format.hf_writer import CheckpointWriter, Shard, ShardWriter
 from penjing.format.source import row_indices
 from penjing.quant import Tuning, tuning
 from penjing.stages import EVIDENCE, Progress, base, build_spec, inherit_evidence
+from penjing.stages.calibration_text import text_to_learn
 from penjing.stages.codes import bits_per_weight, copy_rest, packed, plan, runs
 from penjing.stages.foresight import Budget, tuning_memory
 from penjing.stages.student import Student, student, teacher
@@ -45,6 +46,7 @@ from penjing.train.optimizers import Schedule
 _MANY_STEPS = 1_000_000
 _SAVE_EVERY_S = 300.0  # a state of SmolLM2's latents with Adam's moments is 1.6 GB
 _STEP = "step.json"
+_OWN_TOKENS = 1 << 18  # that the parent writes, where there is no other text
 _APART = 0.05  # fraction of the text that is kept apart
 _CURVE_POINTS = 24  # of the curve that the evidence keeps: it travels in the packed file's header
 
@@ -74,7 +76,7 @@ def tune(
     out: Path,
     *,
     parent: Checkpoint,
-    data: Corpus,
+    data: str | Path | Corpus,
     method: str = "qat",
     spec: Mapping[str, Any] | None = None,
     minutes: float | None = None,
@@ -86,8 +88,9 @@ def tune(
 ) -> Evidence:
     """Write a tuned child beside the untouched `child`, whose codes were made of `parent`.
 
-    `spec`: settings of the method and of `Training`. `minutes`: of training, unless `steps` are set. A part of the text
-    is kept apart to choose the best step by. `tell` hears what memory is expected; more than `budget` allows is an
+    `spec`: settings of the method and of `Training`. `minutes`: of training, unless `steps` are set. `data`: text to
+    learn from, or "self": what the parent writes, once nothing else is wrong. A part of it is kept apart to choose the
+    best step by. `tell` hears what memory is expected; more than `budget` allows is an
     error before the work. Raises PenjingError.
     """
     technique = tuning(method)
@@ -96,7 +99,8 @@ def tune(
         raise PenjingError("nothing says how long to train", where="tune", attempt="--minutes 15, or --set steps=200")
     _check(child, parent)
     needed = _foreseen(child, technique, training, budget or Budget(), tell)
-    learnt, apart = _texts(parent, data, training, seed)
+    text = text_to_learn(parent, data, num_tokens=_OWN_TOKENS, seed=seed, progress=progress)
+    learnt, apart = _texts(parent, text, training, seed)
     said = {"method": method, "spec": dict(spec or {}), "minutes": minutes, "seed": seed, "teacher": parent.digest}
     step = {"stage": "tune", "parent": child.digest, "settings": said, "corpus": learnt.digest}
     shards = plan(child, child.quantized)

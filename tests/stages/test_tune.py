@@ -20,6 +20,7 @@ from penjing.evidence import read
 from penjing.format.pack import dequantize
 from penjing.measure import torch_model
 from penjing.quant import qat
+from penjing.stages import calibration_text
 from penjing.stages.foresight import Budget
 from penjing.stages.quantize import quantize
 from penjing.stages.student import read_quantized, student, teacher
@@ -188,3 +189,11 @@ def test_a_budget_that_cannot_be_met_is_told_at_once(parent, child, tmp_path):
     assert not (tmp_path / "out").exists()
     tune(child, tmp_path / "out", parent=parent, data=make_corpus(), spec=SHORT, tell=told.append)
     assert "MB of memory at most" in told[0]
+
+
+def test_the_parent_writes_nothing_where_something_else_is_wrong(parent, child, tmp_path, monkeypatch):
+    monkeypatch.setattr(calibration_text, "generated_text", lambda *given, **named: pytest.fail("it wrote"))
+    with pytest.raises(PenjingError, match="how long"):
+        tune(child, tmp_path / "out", parent=parent, data="self")
+    with pytest.raises(PenjingError, match="1 MB are allowed"):
+        tune(child, tmp_path / "out", parent=parent, data="self", spec=SHORT, budget=Budget(max_bytes=1_000_000))
