@@ -231,9 +231,8 @@ def _tasks(examples: Examples, training: Training, seed: int) -> Tasks:
 
 def _plan(parent: Checkpoint, batches: Tasks, steps: int, seed: int, training: Training, examples: Examples) -> Plan:
     def gradient(model: Any) -> None:
-        goal = objective_of(
-            model, training, examples, lambda: model
-        )  # it is its own reference as long as it is as it was
+        # it is its own reference as long as it is as it was
+        goal = objective_of(model, training, examples, lambda: model)
         for step in range(_GRADIENT_STEPS):
             for batch in batches.at(step):
                 goal(model, batch).total.backward()

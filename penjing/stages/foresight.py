@@ -16,6 +16,7 @@ from pathlib import Path
 from penjing.checkpoint import Checkpoint
 from penjing.data.text import Windows
 from penjing.errors import PenjingError
+from penjing.format.architecture import Architecture
 from penjing.quant import Tuning, learns, technique
 from penjing.stages.blocks import block_of
 from penjing.stages.codes import row_chunks
@@ -166,14 +167,18 @@ def calibration_memory(parent: Checkpoint, calibration: Windows, *, hessians: bo
     arch = parent.architecture
     length = int(calibration.tokens_WT.shape[1])
     shapes = arch.matrix_shapes()
-    saved = 6 * arch.hidden_size + 2 * arch.q_size + 2 * arch.kv_size + 4 * arch.intermediate_size
     return {
         "held already": rss_bytes() + _TRANSFORMERS_BYTES + _LATER_BYTES,
         "for its weights": sum(4 * rows * cols for rows, cols in shapes.values()),
         "for Hessians": sum(4 * cols * cols for name, (_, cols) in shapes.items() if name != "embed") * hessians,
-        "for a window's activations": 4 * length * saved * arch.num_layers,
+        "for a window's activations": 4 * length * _saved(arch) * arch.num_layers,
         "for its logits and the head's gradient": 4 * (3 * length + arch.hidden_size) * arch.vocab_size,
     }
+
+
+def _saved(arch: Architecture) -> int:
+    """Numbers of a token that a layer keeps for the way back."""
+    return 6 * arch.hidden_size + 2 * arch.q_size + 2 * arch.kv_size + 4 * arch.intermediate_size
 
 
 def tuning_memory(child: Checkpoint, method: Tuning, *, tokens: int, precision: str) -> dict[str, int]:
@@ -183,13 +188,12 @@ def tuning_memory(child: Checkpoint, method: Tuning, *, tokens: int, precision: 
     coded = sum(layout.rows * layout.cols for layout in layouts)
     every = sum(rows * cols for rows, cols in arch.matrix_shapes().values())
     largest = max(layout.rows * layout.cols for layout in layouts)
-    saved = 6 * arch.hidden_size + 2 * arch.q_size + 2 * arch.kv_size + 4 * arch.intermediate_size
     return {
         "held already": rss_bytes() + _TRANSFORMERS_BYTES + _LATER_BYTES,
         "for what is trained, with gradients and Adam's moments": 16 * sum(map(method.num_trained, layouts)),
         "for codes, the weights that they make, and their gradients": (1 + 2 * product) * coded + 12 * largest,
         "for the teacher": product * every + 4 * arch.vocab_size * arch.hidden_size,
-        "for activations": product * tokens * saved * arch.num_layers,
+        "for activations": product * tokens * _saved(arch) * arch.num_layers,
         "for logits": min(_LOGITS_BYTES, 12 * tokens * arch.vocab_size),
     }
 

@@ -14,13 +14,12 @@ import pytest
 
 pytest.importorskip("torch")
 import torch
-from stages.test_quantize import make_big, same_files
+from stages.test_quantize import interrupted, make_big, same_files
 
 from penjing.checkpoint import open_checkpoint
 from penjing.data.text import Windows
 from penjing.errors import PenjingError
 from penjing.evidence import read
-from penjing.quant import rtn
 from penjing.stages import rehearsal
 from penjing.stages.codes import plan
 from penjing.stages.foresight import Budget, remedies
@@ -120,18 +119,8 @@ def alive():
 
 def test_what_is_finished_is_not_counted_again(tiny_model, tmp_path, monkeypatch):
     parent, said = open_checkpoint(tiny_model("llama").path), []
-    real, calls = rtn.quantize, []
-
-    def stops(spec, weight_OI):
-        calls.append(1)
-        if len(calls) == 15:
-            raise KeyboardInterrupt
-        return real(spec, weight_OI)
-
-    monkeypatch.setattr(rtn, "quantize", stops)
-    with pytest.raises(KeyboardInterrupt):
+    with interrupted(monkeypatch, 15):
         quantize(parent, tmp_path / "a", spec=SPEC)
-    monkeypatch.setattr(rtn, "quantize", real)
     one_second_each(monkeypatch)
     rest = quantize(parent, tmp_path / "a", spec=SPEC, tell=said.append).predicted["seconds"]
     whole = quantize(parent, tmp_path / "b", spec=SPEC, tell=said.append).predicted["seconds"]
@@ -170,16 +159,7 @@ def test_memory_is_counted_before_any_is_taken(tiny_model, tmp_path, monkeypatch
 
 def test_a_budget_leaves_finished_parts_alone(tiny_model, tmp_path, monkeypatch):
     parent = open_checkpoint(tiny_model("llama").path)
-    real, calls = rtn.quantize, []
-
-    def stops(spec, weight_OI):
-        calls.append(1)
-        if len(calls) == 15:
-            raise KeyboardInterrupt
-        return real(spec, weight_OI)
-
-    monkeypatch.setattr(rtn, "quantize", stops)
-    with pytest.raises(KeyboardInterrupt):
+    with interrupted(monkeypatch, 15):
         quantize(parent, tmp_path / "a", spec=SPEC)
     before = sorted((tmp_path / "a.partial").glob("*.safetensors"))
     with pytest.raises(PenjingError):
@@ -239,7 +219,7 @@ windows = lambda *given: stage.Windows(np.random.default_rng(0).integers(0, 512,
 stage._texts = lambda *given: (windows(), windows())
 parent, child = map(open_checkpoint, sys.argv[1:3])
 spec = {"steps": 2, "window": 64, "tokens": 1024, "micro_tokens": 1024, "precision": "f32"}
-evidence = stage.tune(child, Path(sys.argv[3]), parent=parent, data=None, method=sys.argv[4], spec=spec)
+evidence = stage.tune(child, Path(sys.argv[3]), parent=parent, data=stage.Corpus(()), method=sys.argv[4], spec=spec)
 print(json.dumps([evidence.predicted["peak_rss_bytes"], evidence.peak_rss_bytes]))
 """
 

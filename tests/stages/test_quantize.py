@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -101,22 +102,28 @@ def test_evidence_is_kept_from_parent_to_child(tiny_model, tmp_path):
     assert {total for _, _, total in seen} == {len(parent.tensors)}
 
 
-def test_a_failure_is_kept_and_resumed(tiny_model, tmp_path, monkeypatch):
-    parent = open_checkpoint(tiny_model("llama").path)
+@contextmanager
+def interrupted(monkeypatch, at):
+    """Ctrl-C comes at that call of rtn, and has to get through."""
     real, calls = rtn.quantize, []
 
-    def fails_at_last(spec, weight_OI):
+    def stops(spec, weight_OI):
         calls.append(1)
-        if len(calls) == 20:
+        if len(calls) == at:
             raise KeyboardInterrupt
         return real(spec, weight_OI)
 
-    monkeypatch.setattr(rtn, "quantize", fails_at_last)
-    with pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patched:
+        patched.setattr(rtn, "quantize", stops)
+        with pytest.raises(KeyboardInterrupt):
+            yield
+
+
+def test_a_failure_is_kept_and_resumed(tiny_model, tmp_path, monkeypatch):
+    parent = open_checkpoint(tiny_model("llama").path)
+    with interrupted(monkeypatch, 20):
         quantize(parent, tmp_path / "a", spec={"group_size": 4})
     assert not (tmp_path / "a").exists()
-    calls.clear()
-    monkeypatch.setattr(rtn, "quantize", real)
     quantize(parent, tmp_path / "a", spec={"group_size": 4})
     assert [record["failed"] for record in read(tmp_path / "a" / "evidence.jsonl")] == ["KeyboardInterrupt", None]
     quantize(parent, tmp_path / "b", spec={"group_size": 4})
