@@ -60,7 +60,7 @@ class Training:
     """
 
     window: int = 256
-    tokens: int = 2048
+    tokens: int = 512
     micro_tokens: int = 1024
     hard: float = 0.0
     validation: int = 8

@@ -58,14 +58,21 @@ def forward_kl(teacher_NH: Tensor, teacher_head: Head, temperature: float = 1.0)
     teacher_VH = product_weight(teacher_head)
 
     def of_chunk(logit_CV: Tensor, chunk: slice) -> tuple[Tensor, Tensor]:
-        wanted_CV = torch.log_softmax(logits(teacher_NH[chunk], teacher_VH, teacher_head).float() / temperature, 1)
-        student_CV = torch.log_softmax(logit_CV.float() / temperature, 1)
+        wanted_CV = _log_softmax(logits(teacher_NH[chunk], teacher_VH, teacher_head), temperature)
+        student_CV = _log_softmax(logit_CV, temperature)
         probability_CV = wanted_CV.exp()
         loss_C = torch.linalg.vecdot(probability_CV, wanted_CV.sub_(student_CV)) * temperature**2
         grad_CV = student_CV.exp_().sub_(probability_CV)
         return loss_C, grad_CV if temperature == 1 else grad_CV.mul_(temperature)
 
     return of_chunk
+
+
+def _log_softmax(logit_CV: Tensor, temperature: float) -> Tensor:
+    """In float32, whatever the logits are in."""
+    if temperature != 1:
+        logit_CV = logit_CV.float() / temperature
+    return torch.log_softmax(logit_CV, 1, dtype=torch.float32)
 
 
 def mixed(soft: ChunkLoss, hard: ChunkLoss, share: float) -> ChunkLoss:
