@@ -37,6 +37,10 @@ MaxMemory = Annotated[
     str | None,
     typer.Option("--max-memory", metavar="SIZE", help="Do not begin what takes more, e.g. 2GB.", show_default=False),
 ]
+MaxMinutes = Annotated[
+    float | None,
+    typer.Option("--max-minutes", min=0.0, help="Do not begin what takes longer.", show_default=False),
+]
 Threads = Annotated[int | None, typer.Option("--threads", min=1, help="Default: every core.", show_default=False)]
 Context = Annotated[int, typer.Option("--context", min=1, help="Tokens that fit, prompt and answer together.")]
 

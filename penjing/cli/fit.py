@@ -9,8 +9,8 @@ import typer
 from rich.console import Console
 
 from penjing.cli._measured import measured
-from penjing.cli._show import emit, number, pairs, progress, size
-from penjing.cli._values import Force, Json, Model, Seed, corpus, size_bytes
+from penjing.cli._show import emit, note, number, pairs, progress, size
+from penjing.cli._values import Force, Json, MaxMemory, MaxMinutes, Model, Seed, corpus, size_bytes
 from penjing.errors import PenjingError
 
 PANEL = "Make it small"
@@ -46,6 +46,8 @@ def command(
             "--minutes", min=0.0, help="To spend on learning from the parent what quantizing lost.", show_default=False
         ),
     ] = None,
+    max_memory: MaxMemory = None,
+    max_minutes: MaxMinutes = None,
     seed: Seed = 0,
     force: Force = False,
     as_json: Json = False,
@@ -56,7 +58,12 @@ def command(
         raise PenjingError("no limit to fit to", where="penjing fit", attempt="--max-bytes 80MB")
     from penjing.checkpoint import open_checkpoint
     from penjing.recipe.fit import fit
+    from penjing.stages.foresight import Budget
 
+    budget = Budget(
+        size_bytes(max_memory) if max_memory is not None else None,
+        60 * max_minutes if max_minutes is not None else None,
+    )
     parent, texts = open_checkpoint(model), corpus(data)
     with progress() as report:
         found = fit(
@@ -70,7 +77,9 @@ def command(
             minutes=minutes,
             seed=seed,
             force=force,
+            budget=budget,
             progress=report,
+            tell=note,
         )
     emit(found, as_json, lambda console: _show(console, found))
 

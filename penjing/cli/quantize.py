@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 
 from penjing.cli._show import emit, note, number, pairs, progress, size
-from penjing.cli._values import Force, Json, MaxMemory, Model, Seed, settings, size_bytes, text_to_learn
+from penjing.cli._values import Force, Json, MaxMemory, MaxMinutes, Model, Seed, settings, size_bytes, text_to_learn
 
 PANEL = "Make it small"
 RESUME = "run the same command again; it goes on after the last whole part"
@@ -45,10 +45,7 @@ def command(
         typer.Option("--by-block", help="Errors count by what each layer puts out; one layer in memory at a time."),
     ] = False,
     max_memory: MaxMemory = None,
-    max_minutes: Annotated[
-        float | None,
-        typer.Option("--max-minutes", min=0.0, help="Do not begin what takes longer.", show_default=False),
-    ] = None,
+    max_minutes: MaxMinutes = None,
     seed: Seed = 0,
     force: Force = False,
     as_json: Json = False,

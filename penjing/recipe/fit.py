@@ -11,7 +11,7 @@ import json
 import math
 import os
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from penjing.measure.memory import measure_memory
 from penjing.measure.probe import read_device
 from penjing.measure.quality import quality
 from penjing.measure.speed import speeds
+from penjing.recipe.forecast import foresee
 from penjing.recipe.options import METHOD, TUNED_BY, options
 from penjing.recipe.report import report
 from penjing.recipe.search import Option, allocate, size
@@ -36,6 +37,7 @@ from penjing.runtime.binding import isa
 from penjing.stages import EVIDENCE, Progress
 from penjing.stages.calibrate import calibrate
 from penjing.stages.calibration_text import calibration_windows
+from penjing.stages.foresight import Budget
 from penjing.stages.pack import check_out, pack
 from penjing.stages.quantize import quantize
 from penjing.stages.tune import tune
@@ -74,13 +76,16 @@ def fit(
     minutes: float | None = None,
     seed: int = 0,
     force: bool = False,
+    budget: Budget | None = None,
     progress: Progress | None = None,
+    tell: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
     """Write `out`, the best model within the limits for this text, and prove it.
 
     Bytes bound the choice; without them the loss does, else the speed. What was not used to choose is checked by
     measuring: a result that breaks a limit is an error, and stays in `OUT.run/` with its evidence. `minutes` are spent
-    on tuning: what was quantized learns from its float parent, in the same bytes.
+    on tuning: what was quantized learns from its float parent, in the same bytes. With a `budget`, or
+    `tell`, which hears it, time and memory are predicted first; what cannot be met is not begun.
     Returns {"out", "before", "after", "seconds", "peak_rss_bytes"}. Raises PenjingError.
     """
     out = Path(out)
@@ -96,15 +101,23 @@ def fit(
     with recording(
         "fit", settings, path=run / EVIDENCE, parent=parent.digest, corpus=held_out.digest, isa=isa()
     ) as work:
+        if budget is not None or tell is not None:
+            foreseen = foresee(
+                parent, calibration, held_out, run,
+                calibrated=cache.is_file(), minutes=minutes, budget=budget or Budget(), tell=tell,
+            )  # fmt: skip
+            work.predicted = dataclasses.asdict(foreseen)
         importances = calibrate(parent, calibration, cache=cache, seed=seed, progress=progress)
         draft = run / out.name
         possible = options(parent, importances, progress=progress)
         chosen = make_within(parent, run, draft, possible, importances, calibration, limits, seed, progress)
+        predicted_kl = sum(option.error for option in chosen.values())
+        del importances, possible  # Hessians are up to a gigabyte
         made = run / "quantized"
         if minutes is not None:
             made = make_tuned(parent, run, draft, learnt, minutes, seed, progress)
         work.before, work.after = _prove(parent, draft, held_out, progress)
-        work.after["predicted_kl"] = sum(option.error for option in chosen.values())
+        work.after["predicted_kl"] = predicted_kl
         work.child = open_checkpoint(draft).digest
         _check_limits(work.before, work.after, limits, draft)
     fitted = work.finished()
@@ -113,7 +126,11 @@ def fit(
     report(out, run / "report.html")
     cache.unlink(missing_ok=True)  # larger than the model, and only a re-run would have needed it
     found = {"out": str(out), "before": work.before, "after": work.after}
-    return found | {"seconds": fitted.seconds, "peak_rss_bytes": fitted.peak_rss_bytes}
+    return found | {
+        "seconds": fitted.seconds,
+        "peak_rss_bytes": fitted.peak_rss_bytes,
+        "predicted": fitted.predicted,
+    }
 
 
 def _make_folder(run: Path) -> None:

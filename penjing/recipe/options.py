@@ -42,9 +42,9 @@ def options(
     for done, part in enumerate(parts, 1):
         importance = importances[part.name]
         num_rows, num_cols = parent.architecture.matrix_shapes()[part.name]
-        rows = slice(0, num_rows, max(1, num_rows * num_cols // _SAMPLE))
+        rows = sample_rows(num_rows, num_cols)
         weight_OI = torch.from_numpy(np.ascontiguousarray(parent.read_part(part)[rows]))
-        found[part.name] = list(_options(num_rows, weight_OI, importance, rows))
+        found[part.name] = ways_of(num_rows, weight_OI, importance, rows)
         if progress is not None:
             progress("options", done, len(parts))
     return found
@@ -54,6 +54,16 @@ def group_sizes(num_cols: int, wanted: Sequence[int] = GROUP_SIZES) -> list[int]
     """Group sizes worth trying for rows of this length."""
     dividing = [size for size in wanted if num_cols % size == 0]
     return dividing or [max(size for size in range(1, wanted[-1] + 1) if num_cols % size == 0)]
+
+
+def sample_rows(num_rows: int, num_cols: int) -> slice:
+    """The rows of a matrix that options are tried on."""
+    return slice(0, num_rows, max(1, num_rows * num_cols // _SAMPLE))
+
+
+def ways_of(num_rows: int, weight_OI: torch.Tensor, importance: Importance, rows: slice) -> list[Option]:
+    """The options of one matrix; `weight_OI`: these rows of it."""
+    return list(_options(num_rows, weight_OI, importance, rows))
 
 
 def _options(num_rows: int, weight_OI: torch.Tensor, importance: Importance, rows: slice) -> Iterator[Option]:

@@ -42,7 +42,7 @@ def calibrate(
     tokens_WT = torch.from_numpy(calibration.tokens_WT.astype(np.int64))
     model = torch_model.load(parent)
     with fast_products():
-        by_weight = importances(model, tokens_WT, hessians=_with_hessians(parent), seed=seed, progress=progress)
+        by_weight = importances(model, tokens_WT, hessians=with_hessians(parent), seed=seed, progress=progress)
     found = {}
     for part in parent.parts():
         if part.name in parent.architecture.matrix_shapes():
@@ -59,16 +59,17 @@ def foresee(
     """Say what `calibrate` will take; raise PenjingError where a budget does not allow it."""
     budget, where = budget or Budget(), f"what the loss of {parent.name} minds"
     attempt = "--by-block, which holds one layer, or --method rtn"
-    needed = calibration_memory(parent, calibration, hessians=_with_hessians(parent))
+    needed = calibration_memory(parent, calibration, hessians=with_hessians(parent))
     budget.check_memory(needed, where=where, attempt=attempt)
     with fast_products():
-        seconds = calibration_seconds(parent, calibration, hessians=_with_hessians(parent))
+        seconds = calibration_seconds(parent, calibration, hessians=with_hessians(parent))
     budget.check_time(seconds, where=where, attempt=attempt)
     if tell is not None:
         tell(f"calibrating will take {foretold(Forecast(seconds, sum(needed.values())))}")
 
 
-def _with_hessians(parent: Checkpoint) -> bool:
+def with_hessians(parent: Checkpoint) -> bool:
+    """Whether `calibrate` finds Hessians of this model."""
     sizes = [4 * cols * cols for name, (_, cols) in parent.architecture.matrix_shapes().items() if name != "embed"]
     return sum(sizes) <= _MOST_HESSIANS
 

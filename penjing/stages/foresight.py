@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from penjing.checkpoint import Checkpoint
 from penjing.data.text import Windows
 from penjing.errors import PenjingError
 from penjing.format.architecture import Architecture
+from penjing.format.pack import Layout
 from penjing.quant import Tuning, learns, technique
 from penjing.stages.blocks import block_of
 from penjing.stages.codes import row_chunks
@@ -181,9 +182,10 @@ def _saved(arch: Architecture) -> int:
     return 6 * arch.hidden_size + 2 * arch.q_size + 2 * arch.kv_size + 4 * arch.intermediate_size
 
 
-def tuning_memory(child: Checkpoint, method: Tuning, *, tokens: int, precision: str) -> dict[str, int]:
+def tuning_memory(
+    arch: Architecture, layouts: Collection[Layout], method: Tuning, *, tokens: int, precision: str
+) -> dict[str, int]:
     """Bytes that tuning takes: the student with what is trained of it, its teacher, `tokens` that pass at a time."""
-    arch, layouts = child.architecture, child.quantized.values()
     product = 2 if precision == "bf16" else 4
     coded = sum(layout.rows * layout.cols for layout in layouts)
     every = sum(rows * cols for rows, cols in arch.matrix_shapes().values())

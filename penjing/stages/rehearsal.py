@@ -209,15 +209,18 @@ class Rehearsal:
 
 @torch.no_grad()
 def calibration_seconds(parent: Checkpoint, calibration: Windows, *, hessians: bool) -> float:
-    """Of the Fisher information, whose file counts its passes; the head's are products as large as it is."""
+    """Of the Fisher information, whose file counts its passes."""
     windows, length = calibration.tokens_WT.shape
-    layer, arch = _Layer(parent, int(length)), parent.architecture
-    some_VH = torch.from_numpy(parent.read_part(next(p for p in parent.parts() if p.name == "embed"), slice(0, 4096)))
-    x_TH = torch.randn(int(length), arch.hidden_size)
-    head_s = timed(lambda: x_TH @ some_VH.T) * arch.vocab_size / len(some_VH)
-    passes = (_PASSES_WITH_HESSIANS if hessians else _PASSES) * (arch.num_layers * layer.forward_s + head_s)
-    weights = sum(rows * cols for rows, cols in arch.matrix_shapes().values())
+    layer = _Layer(parent, int(length))
+    passes = (_PASSES_WITH_HESSIANS if hessians else _PASSES) * layer.model_s(parent)
+    weights = sum(rows * cols for rows, cols in parent.architecture.matrix_shapes().values())
     return weights * layer.read_s / layer.num_weights + int(windows) * passes
+
+
+@torch.no_grad()
+def forward_seconds(parent: Checkpoint, length: int) -> float:
+    """Of a window of so many tokens through the float model."""
+    return _Layer(parent, length).model_s(parent)
 
 
 class _Layer:
@@ -239,6 +242,13 @@ class _Layer:
         observed = DecoderScorer(self._arch, self._weights, observe=moments.add)
         observed.layer(0, self._x_TH)  # the first window makes the sums, others are added
         self.observed_s = timed(lambda: observed.layer(0, self._x_TH))
+
+    def model_s(self, parent: Checkpoint) -> float:
+        """Seconds of the window through the whole model; the head is a product as large as it is."""
+        embed = next(part for part in parent.parts() if part.name == "embed")
+        some_VH = torch.from_numpy(parent.read_part(embed, slice(0, 4096)))
+        head_s = timed(lambda: self._x_TH @ some_VH.T) * self._arch.vocab_size / len(some_VH)
+        return self._arch.num_layers * self.forward_s + head_s
 
     def _forward(self, changed: Mapping[str, Tensor], x_TH: Tensor) -> Tensor:
         return DecoderScorer(self._arch, self._weights | dict(changed)).layer(0, x_TH)

@@ -155,7 +155,8 @@ def _foreseen(
 ) -> int:
     """Bytes of memory that it will take. PenjingError where that is more, or the minutes are, than are allowed."""
     chosen = precision.choose(training.precision, "cpu")
-    needed = tuning_memory(child, technique, tokens=training.micro_tokens, precision=chosen)
+    layouts = child.quantized.values()
+    needed = tuning_memory(child.architecture, layouts, technique, tokens=training.micro_tokens, precision=chosen)
     smaller = max(training.window, training.micro_tokens // 4)
     budget.check_memory(needed, where=child.name, attempt=f"--set micro_tokens={smaller}, or --method kl_tuning")
     if tell is not None:

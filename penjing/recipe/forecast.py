@@ -1,0 +1,146 @@
+"""How long `fit` will take and how much memory at most, told before it starts: the sum and the most of its steps.
+
+What is chosen for each matrix is not known yet. 4 bits everywhere stand in for it: neither the time nor the memory of
+`options.METHOD` goes with bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from penjing.checkpoint import Checkpoint
+from penjing.data.text import Windows
+from penjing.quant import tuning
+from penjing.recipe.options import METHOD, TUNED_BY, group_sizes, sample_rows, ways_of
+from penjing.stages.calibrate import with_hessians
+from penjing.stages.codes import plan
+from penjing.stages.foresight import (
+    Budget,
+    Forecast,
+    calibration_memory,
+    foretold,
+    memory,
+    rss_bytes,
+    tuning_memory,
+)
+from penjing.stages.quantize import choices
+from penjing.stages.rehearsal import Rehearsal, calibration_seconds, forward_seconds, timed
+from penjing.stages.tune import Training
+from penjing.stages.weighing import Choice
+from penjing.tensors.precision import fast_products
+from penjing.tensors.statistics import Importance
+from penjing.train import precision
+
+_LOGITS = 5  # of a window, that comparing three models with their parent holds at a time
+#: of the proof, in passes of a window through the float model: three models over the text, and comparing them
+_PROOF_PASSES = 4.0
+#: the same for its speeds and memory: the parent in float16 beside the file, six rounds, at one thread and at all
+_SPEED_PASSES = 60.0
+
+
+def foresee(
+    parent: Checkpoint,
+    calibration: Windows,
+    held_out: Windows,
+    run: Path,
+    *,
+    calibrated: bool,
+    minutes: float | None,
+    budget: Budget,
+    tell: Callable[[str], None] | None,
+) -> Forecast:
+    """What a fit will take. `run`: where it writes; `calibrated`: that is done already; `minutes`: of tuning.
+
+    `tell` hears it. Raises PenjingError where `budget` does not allow it: memory first, which is counted, then time,
+    which is measured.
+    """
+    groups = {name: group_sizes(cols)[0] for name, (_, cols) in parent.architecture.matrix_shapes().items()}
+    chosen = choices(parent, METHOD, {"bits": 4}, [(name, {"group_size": size}) for name, size in groups.items()])
+    needs = dict(_memory(parent, chosen, calibration, held_out, calibrated, minutes))
+    for what, needed in needs.items():
+        budget.check_memory(needed, where=f"{what}, {parent.name}", attempt=_remedy(what))
+    with fast_products():
+        seconds = _seconds(parent, chosen, calibration, held_out, run, calibrated) + 60 * (minutes or 0.0)
+    fewer = "a shorter --minutes" if minutes else "penjing quantize --method rtn, which takes seconds"
+    budget.check_time(seconds, where=f"fit, {parent.name}", attempt=fewer)
+    forecast = Forecast(seconds, max(sum(needed.values()) for needed in needs.values()))
+    if tell is not None:
+        tell(f"fitting will take {foretold(forecast)}")
+    return forecast
+
+
+def _remedy(what: str) -> str:
+    if what == "tuning":
+        return "no --minutes, or penjing tune --method kl_tuning on what comes out"
+    return "penjing quantize --by-block, which holds one layer, or a smaller parent"
+
+
+def _memory(
+    parent: Checkpoint,
+    chosen: Mapping[str, Choice],
+    calibration: Windows,
+    held_out: Windows,
+    calibrated: bool,
+    minutes: float | None,
+) -> Iterator[tuple[str, dict[str, int]]]:
+    """Each step's bytes, by what holds them."""
+    arch = parent.architecture
+    shapes = arch.matrix_shapes()
+    if not calibrated:
+        yield "calibrating", calibration_memory(parent, calibration, hessians=with_hessians(parent))
+    known = {name: importance for name, importance in _importances(parent, real=False).items() if name in chosen}
+    held = {"for what the loss minds": sum(4 * cols * cols for _, cols in shapes.values()) * with_hessians(parent)}
+    yield "quantizing", memory(parent, chosen, known, calibration) | held
+    if minutes:
+        layouts = [choice.layout for choice in chosen.values()]
+        training = Training()
+        kind = precision.choose(training.precision, "cpu")
+        yield "tuning", tuning_memory(arch, layouts, tuning(TUNED_BY), tokens=training.micro_tokens, precision=kind)
+    weights = sum(4 * rows * cols for rows, cols in shapes.values())
+    logits = _LOGITS * 4 * int(held_out.tokens_WT.shape[1]) * arch.vocab_size
+    yield "proving", {"held already": rss_bytes(), "for two models in float32": 2 * weights, "for logits": logits}
+
+
+def _seconds(
+    parent: Checkpoint,
+    chosen: Mapping[str, Choice],
+    calibration: Windows,
+    held_out: Windows,
+    run: Path,
+    calibrated: bool,
+) -> float:
+    total = 0.0 if calibrated else calibration_seconds(parent, calibration, hessians=with_hessians(parent))
+    total += _pricing(parent)
+    shards = plan(parent, {name: choice.layout for name, choice in chosen.items()})
+    work = Rehearsal(parent, chosen, shards, range(len(shards)), _importances(parent, real=False), calibration, run)
+    total += work.seconds()
+    passes = _PROOF_PASSES * len(held_out.tokens_WT) + _SPEED_PASSES
+    return total + passes * forward_seconds(parent, int(held_out.tokens_WT.shape[1]))
+
+
+def _pricing(parent: Checkpoint) -> float:
+    """Trying every option on a sample of each matrix: one of each shape is done."""
+    importances, parts = _importances(parent, real=True), {part.name: part for part in parent.parts()}
+    kinds: dict[tuple[int, int], list[str]] = {}
+    for name, shape in parent.architecture.matrix_shapes().items():
+        kinds.setdefault(shape, []).append(name)
+    total = 0.0
+    for (num_rows, num_cols), names in kinds.items():
+        rows = sample_rows(num_rows, num_cols)
+        weight_OI = torch.from_numpy(parent.read_part(parts[names[0]], slice(0, len(range(num_rows)[rows]))))
+        total += len(names) * timed(partial(ways_of, num_rows, weight_OI, importances[names[0]], rows))
+    return total
+
+
+def _importances(parent: Checkpoint, *, real: bool) -> dict[str, Importance]:
+    """Stand-ins of the sizes that calibrating gives, or of none where only what there is counts."""
+    found = {}
+    for name, (rows, cols) in parent.architecture.matrix_shapes().items():
+        hessian_II = torch.empty(0) if with_hessians(parent) and name != "embed" else None
+        sizes = (rows, cols) if real else (0, 0)
+        found[name] = Importance(torch.ones(1, sizes[0]), torch.ones(1, sizes[1]), hessian_II)
+    return found
