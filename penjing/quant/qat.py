@@ -28,7 +28,7 @@ class Spec:
     From there the first steps undo codes that are not the nearest, which is what GPTQ has chosen them for.
     """
 
-    learning_rate: float = 2e-2
+    learning_rate: float = 5e-3
     scale_rate: float = 1.0
     start: float = 0.0
 
