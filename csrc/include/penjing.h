@@ -34,10 +34,11 @@
 extern "C" {
 #endif
 
-#define PJ_ABI_VERSION 4
+#define PJ_ABI_VERSION 5
 #define PJ_LANES 16
 #define PJ_MAX_ROPES 8
 #define PJ_MAX_RANK 256
+#define PJ_WAY_BACK 256 /* tokens, see pj_session_least */
 
 #if defined(__GNUC__)
 #define PJ_API __attribute__((visibility("default")))
@@ -46,7 +47,7 @@ extern "C" {
 #endif
 
 /* clang-format off */
-typedef enum { PJ_OK = 0, PJ_BAD_ARGUMENT = 1, PJ_OUT_OF_MEMORY = 2, PJ_CANCELLED = 3, PJ_NOT_FINITE = 4, PJ_CONTEXT_FULL = 5 } pj_status;
+typedef enum { PJ_OK = 0, PJ_BAD_ARGUMENT = 1, PJ_OUT_OF_MEMORY = 2, PJ_CANCELLED = 3, PJ_NOT_FINITE = 4, PJ_CONTEXT_FULL = 5, PJ_FORGOTTEN = 6 } pj_status;
 typedef enum { PJ_ABSENT = 0, PJ_CODES = 1, PJ_F32 = 2, PJ_F16 = 3, PJ_BF16 = 4, PJ_I8 = 5 } pj_kind;
 typedef enum { PJ_UNIFORM = 0, PJ_TERNARY = 1, PJ_BOOK = 2 } pj_levels;
 typedef enum { PJ_SILU = 0, PJ_GELU = 1, PJ_GELU_TANH = 2 } pj_activation;
@@ -124,23 +125,29 @@ PJ_API void pj_model_free(pj_model* model); /* its sessions first */
 
 /* A session holds num_sequences sequences of up to max_context tokens, numbered from 0, which know nothing of each
  * other. kv_kind: PJ_F32, PJ_F16, or PJ_I8: 8-bit codes and a scale for each position and head. All memory a session
- * ever needs is allocated here; what a sequence does not use is never touched. */
+ * ever needs is allocated here; what a sequence does not use is never touched. A layer with a window keeps what its
+ * window and PJ_WAY_BACK tokens need, not max_context positions. */
 PJ_API int pj_session_create(const pj_model* model, int max_context, int num_sequences, int num_threads, int kv_kind,
                              pj_session** out);
 PJ_API void pj_session_free(pj_session* session);
 PJ_API size_t pj_session_bytes(const pj_session* session);
 /* Tokens that a sequence holds, 0 where there is no such sequence. */
 PJ_API int pj_session_length(const pj_session* session, int sequence);
+/* The fewest tokens, none apart, that a sequence can be cut to; 0: any number. Once it is longer than a layer with a
+ * window keeps, that is PJ_WAY_BACK less than the longest it has been since it was empty, a fork and an import taking
+ * it over from where they come from. Truncating or forking to fewer is PJ_FORGOTTEN, and changes nothing. */
+PJ_API int pj_session_least(const pj_session* session, int sequence);
 /* Forget all but the first `length` tokens. */
 PJ_API int pj_session_truncate(pj_session* session, int sequence, int length);
 /* Sequence `to` becomes the first `length` tokens of sequence `from`, as if it had been given them. */
 PJ_API int pj_session_fork(pj_session* session, int from, int to, int length);
-/* What a sequence's first `length` tokens left in its cache, as bytes that any session of the same model and kv_kind
- * can take over: how many (0: that many do not fit), all of a sequence, and into one. The bytes are not checked: what
- * is not finite among them is found by the next pj_forward. */
-PJ_API size_t pj_session_state_bytes(const pj_session* session, int length);
+/* What a sequence's `length` tokens left in its cache, as bytes that any session of the same model and kv_kind can take
+ * over: how many (0: no such state fits), all of a sequence, and into one. `least` is what pj_session_least says of
+ * the sequence that they come from. The bytes are not checked: what is not finite among them is found by the next
+ * pj_forward. */
+PJ_API size_t pj_session_state_bytes(const pj_session* session, int length, int least);
 PJ_API int pj_session_export(const pj_session* session, int sequence, void* state);
-PJ_API int pj_session_import(pj_session* session, int sequence, const void* state, int length);
+PJ_API int pj_session_import(pj_session* session, int sequence, const void* state, int length, int least);
 /* Additions to a model's layers ([num_layers], copied), for any sequences of its sessions. The arrays stay mapped until
  * pj_adapter_free, which comes when no sequence uses it any more, and before pj_model_free. */
 PJ_API int pj_adapter_create(const pj_model* model, const pj_adapter_layer* layers, pj_adapter** out);
@@ -150,7 +157,8 @@ PJ_API void pj_adapter_free(pj_adapter* adapter);
 PJ_API int pj_session_use_adapter(pj_session* session, int sequence, const pj_adapter* adapter);
 /* Append each token to the sequence that sequences[i] names (NULL: all to sequence 0), in order; those of different
  * sequences may alternate. Logits [num_logits][vocab_size] of the last num_logits tokens (0: none wanted), the same
- * bits as if every sequence were alone. On any error the session is as it was before the call. */
+ * bits as if every sequence were alone. On any error the session is as it was before the call, but for sequences that
+ * got more than PJ_WAY_BACK tokens: those of which a layer with a window no longer has what it needs are empty. */
 PJ_API int pj_forward(pj_session* session, const int32_t* tokens, const int32_t* sequences, int num_tokens,
                       float* logits, int num_logits);
 /* From any thread: the forward pass under way stops with PJ_CANCELLED. */

@@ -7,8 +7,6 @@
 namespace penjing {
 namespace {
 
-constexpr int kSpanBlocks = 4, kSpan = kSpanBlocks * kLanes;  // positions of one softmax step
-
 template <pj_kind KIND>
 inline Floats load_cached(const uint8_t* p) {
   if constexpr (KIND == PJ_I8) return to_floats(load_s8(p));
@@ -53,22 +51,22 @@ inline void store_head(const To& to, const float* x, int head_dim, typename To::
 }
 
 template <class To>
-inline void store_position(const To& to_key, const To& to_value, const KvHead& cache, int head_dim, int position,
+inline void store_position(const To& to_key, const To& to_value, const KvHead& cache, int head_dim, int place,
                            const float* key, const float* value) {
   using Element = typename To::Element;
-  const size_t first_key = static_cast<size_t>(position / kLanes) * head_dim * kLanes + position % kLanes;
+  const size_t first_key = static_cast<size_t>(place / kLanes) * head_dim * kLanes + place % kLanes;
   store_head(to_key, key, head_dim, static_cast<Element*>(cache.keys) + first_key, kLanes);
-  store_head(to_value, value, head_dim, static_cast<Element*>(cache.values) + static_cast<size_t>(position) * head_dim,
-             1);
+  store_head(to_value, value, head_dim, static_cast<Element*>(cache.values) + static_cast<size_t>(place) * head_dim, 1);
 }
 
 void store_kv(const KvHead& cache, int head_dim, int position, const float* key, const float* value) {
-  if (cache.kind == PJ_F32) return store_position(ToF32{}, ToF32{}, cache, head_dim, position, key, value);
-  if (cache.kind == PJ_F16) return store_position(ToF16{}, ToF16{}, cache, head_dim, position, key, value);
+  const int place = place_of(cache, position);
+  if (cache.kind == PJ_F32) return store_position(ToF32{}, ToF32{}, cache, head_dim, place, key, value);
+  if (cache.kind == PJ_F16) return store_position(ToF16{}, ToF16{}, cache, head_dim, place, key, value);
   const ToI8 to_key = {rounding_of(key, head_dim)}, to_value = {rounding_of(value, head_dim)};
-  store_position(to_key, to_value, cache, head_dim, position, key, value);
-  cache.key_scales[position] = to_key.rounding.scale;
-  cache.value_scales[position] = to_value.rounding.scale;
+  store_position(to_key, to_value, cache, head_dim, place, key, value);
+  cache.key_scales[place] = to_key.rounding.scale;
+  cache.value_scales[place] = to_value.rounding.scale;
 }
 
 // A few queries, what they see, and the state of their softmax.
@@ -117,16 +115,17 @@ inline void score_span(QueryTile<QUERIES>& tile, int head_dim, const uint8_t* sp
   }
 }
 
-// Scores to softmax weights for one query and blocks [block, end) of the span that starts at position `start`.
+// Scores to softmax weights for one query and blocks [block, end) of the span that starts at position `start`, which
+// lies at `place`.
 template <pj_kind KIND, int QUERIES>
-inline void weigh_span(QueryTile<QUERIES>& tile, const KvHead& cache, int r, int start, int block, int end) {
+inline void weigh_span(QueryTile<QUERIES>& tile, const KvHead& cache, int r, int start, int place, int block, int end) {
   const Floats unseen = all(-__builtin_inff());
   Floats largest = unseen;
   for (int b = block; b < end; ++b) {
     const int offset = start + b * kLanes;
     float* lanes = tile.weight[r] + b * kLanes;
     Floats score = load(lanes);
-    if constexpr (KIND == PJ_I8) score = mul(score, load(cache.key_scales + offset));
+    if constexpr (KIND == PJ_I8) score = mul(score, load(cache.key_scales + place + b * kLanes));
     score = lanes_between(tile.first[r] - offset, tile.last[r] - offset, score, unseen);
     store(lanes, score);
     largest = at_least(largest, score);
@@ -144,7 +143,7 @@ inline void weigh_span(QueryTile<QUERIES>& tile, const KvHead& cache, int r, int
     const Floats weight = exp(sub(load(lanes), all(tile.maximum[r])));
     tile.sum[r] = add(tile.sum[r], weight);
     if constexpr (KIND == PJ_I8) {
-      store(lanes, mul(weight, load(cache.value_scales + start + b * kLanes)));
+      store(lanes, mul(weight, load(cache.value_scales + place + b * kLanes)));
     } else {
       store(lanes, weight);
     }
@@ -203,12 +202,15 @@ void attend_tile(const KvHead& cache, int head_dim, QueryTile<QUERIES>& tile, fl
     for (size_t d = 0; d < tile.ld_acc; d += kLanes) store(tile.acc + r * tile.ld_acc + d, all(0.0f));
   }
   const size_t row_bytes = static_cast<size_t>(head_dim) * kv_element_bytes(KIND);
-  for (int start = first / kSpan * kSpan; start <= last; start += kSpan) {
+  int start = first / kSpan * kSpan, shift = start - place_of(cache, start);
+  for (; start <= last; start += kSpan) {
+    if (start - shift == cache.capacity) shift = start;  // a ring begins anew
+    const int place = start - shift;
     const int begin = most(first - start, 0), end = least(last - start + 1, kSpan);
     const int block = begin / kLanes, block_end = (end + kLanes - 1) / kLanes;
-    const size_t offset = static_cast<size_t>(start) * row_bytes;
+    const size_t offset = static_cast<size_t>(place) * row_bytes;
     score_span<KIND>(tile, head_dim, static_cast<const uint8_t*>(cache.keys) + offset, block, block_end);
-    for (int r = 0; r < QUERIES; ++r) weigh_span<KIND>(tile, cache, r, start, block, block_end);
+    for (int r = 0; r < QUERIES; ++r) weigh_span<KIND>(tile, cache, r, start, place, block, block_end);
     value_span<KIND>(tile, head_dim, static_cast<const uint8_t*>(cache.values) + offset, begin, end);
   }
   for (int r = 0; r < QUERIES; ++r) {

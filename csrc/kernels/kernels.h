@@ -33,15 +33,24 @@ struct QuantizedColumns {
   int32_t* sum;  // [column][num_groups] sum of the codes
 };
 
-// Keys and values of one layer and one key-value head. Keys: [position / 16][head_dim][16]; values:
-// [position][head_dim]. PJ_I8: codes as in QuantizedColumns, a whole head being the group.
+// Positions of one step of the softmax. Steps begin at multiples of it.
+constexpr int kSpan = 64;
+
+// Keys and values of one layer and one key-value head. Keys: [place / 16][head_dim][16]; values: [place][head_dim].
+// PJ_I8: codes as in QuantizedColumns, a whole head being the group.
 struct KvHead {
   void* keys;
   void* values;
   pj_kind kind;         // PJ_F32, PJ_F16 or PJ_I8
-  float* key_scales;    // [position], PJ_I8 only
+  int capacity;         // places: all that positions ever need, or, of a ring, a multiple of kSpan
+  float* key_scales;    // [place], PJ_I8 only
   float* value_scales;  // the same
 };
+
+// A ring keeps the last `capacity` positions, every span in one piece. Static, for the reason told in kernels.inl.
+static inline int place_of(const KvHead& cache, int position) {
+  return position < cache.capacity ? position : position % cache.capacity;
+}
 
 constexpr size_t kv_element_bytes(pj_kind kind) { return kind == PJ_F32 ? 4 : kind == PJ_F16 ? 2 : 1; }
 
@@ -80,9 +89,9 @@ struct Kernels {
   // query r, at positions[r] (ascending, repeats allowed: heads that share keys and values), sees positions
   // (positions[r] - window, positions[r]], window 0: from 0. Spans of absolute positions in ascending order, running
   // maximum and sum: the split into calls does not matter. Scales of PJ_I8 multiply scores and weights, not what they
-  // are summed from. Reads whole blocks of 16 keys, no value past the last
-  // position seen. q, out: rows ld apart. scratch: attend_scratch_bytes(head_dim, num_queries) bytes of the calling
-  // thread.
+  // are summed from. Reads whole blocks of 16 keys, no value before the first and none past the last
+  // position seen, so a ring need only hold what is seen. q, out: rows ld apart. scratch:
+  // attend_scratch_bytes(head_dim, num_queries) bytes of the calling thread.
   void (*attend)(const KvHead& cache, int head_dim, const float* q, size_t ld_q, const int32_t* positions,
                  int num_queries, int window, float* out, size_t ld_out, void* scratch);
 

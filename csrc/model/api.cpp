@@ -126,6 +126,11 @@ int pj_session_length(const pj_session* session, int sequence) {
   return session->session.lengths[static_cast<size_t>(sequence)];
 }
 
+int pj_session_least(const pj_session* session, int sequence) {
+  if (!session || sequence < 0 || sequence >= session->session.num_sequences) return 0;
+  return session->session.least[static_cast<size_t>(sequence)];
+}
+
 int pj_session_truncate(pj_session* session, int sequence, int length) {
   return guarded([&] {
     if (!session) fail(PJ_BAD_ARGUMENT, "a null pointer");
@@ -157,8 +162,8 @@ int pj_session_use_adapter(pj_session* session, int sequence, const pj_adapter* 
   });
 }
 
-size_t pj_session_state_bytes(const pj_session* session, int length) {
-  return session ? penjing::state_bytes(session->session, length) : 0;
+size_t pj_session_state_bytes(const pj_session* session, int length, int least) {
+  return session ? penjing::state_bytes(session->session, length, least) : 0;
 }
 
 int pj_session_export(const pj_session* session, int sequence, void* state) {
@@ -168,10 +173,10 @@ int pj_session_export(const pj_session* session, int sequence, void* state) {
   });
 }
 
-int pj_session_import(pj_session* session, int sequence, const void* state, int length) {
+int pj_session_import(pj_session* session, int sequence, const void* state, int length, int least) {
   return guarded([&] {
     if (!session || !state) fail(PJ_BAD_ARGUMENT, "a null pointer");
-    penjing::import_state(session->session, sequence, static_cast<const uint8_t*>(state), length);
+    penjing::import_state(session->session, sequence, static_cast<const uint8_t*>(state), length, least);
   });
 }
 

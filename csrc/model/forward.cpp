@@ -42,6 +42,19 @@ void lay_out_columns(Session& session, const int32_t* tokens, const int32_t* seq
   }
 }
 
+// So far the caches have been written, over what was there in rings.
+void overwrite(Session& session, const std::vector<int>& ends) {
+  for (size_t s = 0; s < ends.size(); ++s) session.least[s] = std::max(session.least[s], session.least_after(ends[s]));
+}
+
+// A call that failed wrote what nobody wants; where rings are short of something for it, a sequence begins afresh.
+void take_back(Session& session) {
+  overwrite(session, session.next_lengths);
+  for (size_t s = 0; s < session.lengths.size(); ++s) {
+    if (session.lengths[s] < session.least[s]) session.lengths[s] = session.least[s] = 0;
+  }
+}
+
 }  // namespace
 
 void forward(Session& session, const int32_t* tokens, const int32_t* sequences, int num_tokens, float* logits,
@@ -54,9 +67,11 @@ void forward(Session& session, const int32_t* tokens, const int32_t* sequences, 
                                    [](const Column& column) { return column.adapter != nullptr; });
   Call call{session.call_columns, num_tokens, logits, num_logits, adapted};
   session.team.run([&](int thread) { run_blocks(session, call, thread); });
+  if (call.cancelled || call.not_finite) take_back(session);
   if (call.cancelled) fail(PJ_CANCELLED, "cancelled");
   if (call.not_finite) fail(PJ_NOT_FINITE, "the model's output is not finite");
   session.lengths.swap(session.next_lengths);
+  overwrite(session, session.lengths);
 }
 
 }  // namespace penjing

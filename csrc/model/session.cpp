@@ -26,12 +26,14 @@ void for_each_matrix(const Model& model, Visit visit) {
 
 }  // namespace
 
-Session::Session(const Model& model_, int max_context_, int num_sequences_, int num_threads, pj_kind kv_kind_)
+Session::Session(const Model& model_, int max_context_, int num_sequences_, int num_threads, pj_kind kv_kind_,
+                 int way_back_)
     : model(model_),
       kernels(penjing::kernels()),
       max_context(max_context_),
       num_sequences(num_sequences_),
       kv_kind(kv_kind_),
+      way_back(way_back_),
       team(num_threads),
       threads(static_cast<size_t>(num_threads)),
       ropes(model_.ropes.size()),
@@ -39,6 +41,7 @@ Session::Session(const Model& model_, int max_context_, int num_sequences_, int 
                static_cast<size_t>(model_.num_kv_heads))),
       lengths(static_cast<size_t>(num_sequences_)),
       next_lengths(lengths),
+      least(lengths),
       adapters(static_cast<size_t>(num_sequences_)) {
   lay_out();
   arena_.allocate();
@@ -107,16 +110,25 @@ void Session::take_rope_tables() {
   }
 }
 
+// Cut back by way_back tokens, the first one that comes then sees window - 1 positions before it.
+int Session::cache_positions(int window) const {
+  const int64_t all = padded(max_context), needed = int64_t{window} - 1 + way_back;
+  return static_cast<int>(window > 0 ? std::min(all, (needed + kSpan - 1) / kSpan * kSpan) : all);
+}
+
 void Session::take_cache() {
-  const size_t positions_padded = static_cast<size_t>(padded(max_context));
-  const size_t elements = times(positions_padded, static_cast<size_t>(model.head_dim));
-  const size_t bytes = times(elements, kv_element_bytes(kv_kind)), scales = kv_kind == PJ_I8 ? positions_padded : 0;
-  for (KvHead& head : kv) {
+  const size_t heads = static_cast<size_t>(model.num_kv_heads);
+  for (size_t i = 0; i < kv.size(); ++i) {
+    KvHead& head = kv[i];
+    head.kind = kv_kind;
+    head.capacity = cache_positions(model.layers[i / heads % model.layers.size()].window);
+    if (head.capacity < max_context) kept_whole_ = std::min(kept_whole_, head.capacity);
+    const size_t positions = static_cast<size_t>(head.capacity), scales = kv_kind == PJ_I8 ? positions : 0;
+    const size_t bytes = times(times(positions, static_cast<size_t>(model.head_dim)), kv_element_bytes(kv_kind));
     head.keys = arena_.take<uint8_t>(bytes);
     head.values = arena_.take<uint8_t>(bytes);
     head.key_scales = arena_.take<float>(scales);
     head.value_scales = arena_.take<float>(scales);
-    head.kind = kv_kind;
   }
 }
 

@@ -1,6 +1,7 @@
 // Conversations with a model: their KV caches, and every buffer that a forward pass writes.
 #pragma once
 #include <atomic>
+#include <climits>
 #include <memory>
 #include <vector>
 
@@ -23,6 +24,8 @@ constexpr int kBarrierMacs = 1 << 16;
 constexpr int kLogitTile = 16384;
 // q, k and v (or gate and up) may each ask for their common input quantized with another group size.
 constexpr int kMaxVariants = 3;
+// A block is in the cache before it is attended, so that what a ring holds beyond a window is the way back, too.
+static_assert(kBlockColumns <= PJ_WAY_BACK, "a block would overwrite what its first column sees");
 
 // The residual stream and what the next matrices read, for some columns.
 struct Workspace {
@@ -55,13 +58,16 @@ struct RopeTable {
 };
 
 struct Session {
-  Session(const Model& model, int max_context, int num_sequences, int num_threads, pj_kind kv_kind);
+  // way_back: what tests choose, so large that every layer keeps everything.
+  Session(const Model& model, int max_context, int num_sequences, int num_threads, pj_kind kv_kind,
+          int way_back = PJ_WAY_BACK);
 
   const Model& model;
   const Kernels& kernels;
   const int max_context;
   const int num_sequences;
   const pj_kind kv_kind;
+  const int way_back;
   std::atomic<bool> cancelled{false};
   Team team;
 
@@ -78,9 +84,12 @@ struct Session {
   std::vector<KvHead> kv;                // [sequence][layer][kv head]
   std::vector<int> lengths;              // [sequence]
   std::vector<int> next_lengths;         // [sequence] once the call under way has succeeded
+  std::vector<int> least;                // [sequence] see pj_session_least
   std::vector<const Adapter*> adapters;  // [sequence], null: none
 
   size_t bytes() const { return arena_.size(); }
+  // The fewest tokens, none apart, that a sequence can be cut to once it has held `length`.
+  int least_after(int length) const { return length > kept_whole_ ? length - way_back : 0; }
   const KvHead* cache(int sequence) const {
     return &kv[static_cast<size_t>(sequence) * model.layers.size() * static_cast<size_t>(model.num_kv_heads)];
   }
@@ -90,23 +99,25 @@ struct Session {
   Workspace take_workspace(int columns);
   QuantizedColumns take_columns(size_t columns, size_t codes, size_t groups);
   void take_rope_tables();
+  int cache_positions(int window) const;
   void take_cache();
   void fill_rope_tables();
 
   Arena arena_;
+  int kept_whole_ = INT_MAX;  // as long a sequence has all its positions in all layers
 };
 
 inline int padded(int rows) { return (rows + PJ_LANES - 1) / PJ_LANES * PJ_LANES; }
 
-// See pj_forward and the others. They throw Error and leave the session as it was.
+// See pj_forward and the others. They throw Error and leave the session as penjing.h says.
 void forward(Session& session, const int32_t* tokens, const int32_t* sequences, int num_tokens, float* logits,
              int num_logits);
 int check_sequence(const Session& session, int sequence);  // that there is such a one
 void truncate(Session& session, int sequence, int length);
 void fork(Session& session, int from, int to, int length);
 void use_adapter(Session& session, int sequence, const Adapter* adapter);
-size_t state_bytes(const Session& session, int length);
+size_t state_bytes(const Session& session, int length, int least);
 void export_state(const Session& session, int sequence, uint8_t* state);
-void import_state(Session& session, int sequence, const uint8_t* state, int length);
+void import_state(Session& session, int sequence, const uint8_t* state, int length, int least);
 
 }  // namespace penjing

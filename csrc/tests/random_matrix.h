@@ -148,14 +148,15 @@ struct RandomColumns {
   QuantizedColumns quantized;
 };
 
-// `length` random positions in a cache with room for whole blocks of 16; what is not stored is NaN.
+// `length` random positions in a cache with room for whole blocks of 16, or in a ring; what is not stored is NaN.
 struct RandomCache {
-  RandomCache(Random& random, const Kernels& kernels, pj_kind kind, int head_dim, int length)
-      : keys((length + 15) / 16 * 16 * static_cast<size_t>(head_dim) * kv_element_bytes(kind), 0xff),
+  RandomCache(Random& random, const Kernels& kernels, pj_kind kind, int head_dim, int length, int ring = 0)
+      : capacity(ring ? ring : (length + 15) / 16 * 16),
+        keys(capacity * static_cast<size_t>(head_dim) * kv_element_bytes(kind), 0xff),
         values(keys.size(), 0xff),
-        key_scales((length + 15) / 16 * 16, std::nanf("")),
+        key_scales(capacity, std::nanf("")),
         value_scales(key_scales),
-        head{keys.data(), values.data(), kind, key_scales.data(), value_scales.data()} {
+        head{keys.data(), values.data(), kind, capacity, key_scales.data(), value_scales.data()} {
     std::vector<float> key(head_dim), value(head_dim);
     for (int position = 0; position < length; ++position) {
       for (int d = 0; d < head_dim; ++d) {
@@ -167,6 +168,7 @@ struct RandomCache {
   }
   RandomCache(const RandomCache&) = delete;
 
+  int capacity;
   std::vector<uint8_t> keys, values;
   std::vector<float> key_scales, value_scales;
   KvHead head;

@@ -25,10 +25,10 @@ struct Case {
 
 // q and out: rows head_dim + 3 apart, the gap poisoned.
 struct Problem {
-  Problem(const Case& c, const Kernels& oracle)
+  Problem(const Case& c, const Kernels& oracle, int ring = 0)
       : shape(c),
         random(static_cast<uint64_t>(c.head_dim * 1000 + c.length)),
-        cache(random, oracle, c.kind, c.head_dim, c.length) {
+        cache(random, oracle, c.kind, c.head_dim, c.length, ring) {
     q = poisoned(ld() * (c.queries - 1) + c.head_dim);
     for (int r = 0; r < c.queries; ++r) {
       positions.push_back(c.length - 1 - (c.queries - 1 - r) / c.repeats);
@@ -129,6 +129,20 @@ void check_attend(const Tables& tables, const Case& c) {
   }
 }
 
+// The smallest ring that holds what the queries see gives the bits of a cache that holds everything.
+void check_ring(const Tables& tables, const Case& c) {
+  const int seen = c.window + c.queries - 1, ring = (seen + kSpan - 1) / kSpan * kSpan;
+  if (ring >= c.length) return;
+  const Problem whole(c, tables.oracle()), p(c, tables.oracle(), ring);
+  const std::vector<float> expected = whole.run(tables.oracle(), c.queries);
+  for (const Kernels* k : tables) {
+    const std::vector<float> out = p.run(*k, c.queries);
+    bool ok = true;
+    for (int r = 0; r < c.queries; ++r) ok = ok && same(&out[r * p.ld()], &expected[r * p.ld()], c.head_dim);
+    check(ok, std::string(k->name) + " ring of " + std::to_string(ring) + c.name());
+  }
+}
+
 // Scores so large that the running maximum must save the exponential, and one infinite key: NaN, not a crash.
 void check_wild_scores(const Tables& tables) {
   Problem p({PJ_F32, 16, 70, 3, 0, 1}, tables.oracle());
@@ -176,7 +190,7 @@ void check_store(const Tables& tables, pj_kind kind, int dim) {
   for (const Kernels* k : tables) {
     std::vector<uint8_t> keys(32 * dim * element, 0xee), values(keys);
     std::vector<float> scales(32, -1.0f), value_scales(scales);
-    const KvHead head = {keys.data(), values.data(), kind, scales.data(), value_scales.data()};
+    const KvHead head = {keys.data(), values.data(), kind, 32, scales.data(), value_scales.data()};
     k->store_kv(head, dim, 19, key.data(), value.data());
     if (first_keys.empty()) first_keys = keys, first_values = values;
     check(keys == first_keys && values == first_values, std::string(k->name) + " store_kv like scalar");
@@ -212,6 +226,11 @@ void test_attend(const Tables& tables) {
           }
         }
         check_attend(tables, {kind, dim, length, 3, 0, 3});
+      }
+      for (int length : {65, 150, 400}) {
+        for (int queries : {1, 9, 49}) {
+          for (int window : {1, 5, 16, 70, 144}) check_ring(tables, {kind, dim, length, queries, window, 1});
+        }
       }
     }
   }

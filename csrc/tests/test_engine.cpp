@@ -1,6 +1,7 @@
 // The engine through its C ABI on a tiny random model, for the sanitizers: the same bytes for every number of threads
 // and every split of a prompt, sessions side by side, a cancel from another thread, errors that leave a session usable,
 // and 1000 openings whose memory comes back (LeakSanitizer counts it at the end).
+#include <array>
 #include <atomic>
 #include <cstdio>
 #include <memory>
@@ -8,6 +9,7 @@
 #include <thread>
 #include <vector>
 
+#include "model/session.h"
 #include "penjing.h"
 #include "tests/check.h"
 #include "tests/random_matrix.h"
@@ -22,7 +24,8 @@ constexpr int kThreadCounts[] = {1, 2, 3, 5};
 // Owns what a pj_model_desc points to.
 class TinyModel {
  public:
-  explicit TinyModel(uint64_t seed) : random_(seed), inv_freq_{1.0f, 0.2f, 0.05f, 0.01f, 0.003f, 0.001f} {
+  explicit TinyModel(uint64_t seed, std::array<int, kLayers> windows = {0, 0, 9})
+      : random_(seed), inv_freq_{1.0f, 0.2f, 0.05f, 0.01f, 0.003f, 0.001f} {
     layers_.resize(kLayers);
     for (int i = 0; i < kLayers; ++i) {
       const int bits[] = {4, 3, 8};
@@ -38,7 +41,7 @@ class TinyModel {
       layer.up = codes(kInner, kHidden, bits[i], 24, false);
       layer.down = codes(kHidden, kInner, 2, 80, true, i == 0 ? PJ_TERNARY : i == 1 ? PJ_BOOK : PJ_UNIFORM);
       layer.rope = i == 1 ? -1 : 0;
-      layer.window = i == 2 ? 9 : 0;
+      layer.window = windows[static_cast<size_t>(i)];
     }
     desc_.struct_size = sizeof desc_;
     desc_.vocab_size = kVocab;
@@ -156,9 +159,9 @@ void test_sequences(const TinyModel& model, int threads, int kind) {
   std::vector<float> logits;
   take_turns(0, half, 3, logits);
   check(pj_session_fork(session.get(), 1, 3, static_cast<int>(half)) == PJ_OK, "a fork");
-  std::vector<uint8_t> state(pj_session_state_bytes(session.get(), static_cast<int>(half)));
+  std::vector<uint8_t> state(pj_session_state_bytes(session.get(), static_cast<int>(half), 0));
   check(pj_session_export(session.get(), 3, state.data()) == PJ_OK, "a state goes out");
-  check(pj_session_import(other.get(), 0, state.data(), static_cast<int>(half)) == PJ_OK, "and in");
+  check(pj_session_import(other.get(), 0, state.data(), static_cast<int>(half), 0) == PJ_OK, "and in");
   take_turns(half, count, 4, logits);
   for (size_t s = 0; s < 4; ++s) check(same(&logits[s * kVocab], last, kVocab), "one of four sequences");
   const std::vector<int32_t> rest(tokens.begin() + half, tokens.end());
@@ -259,20 +262,141 @@ void test_bad_adapters(const TinyModel& model) {
 
 // So many positions that a single column's heads are split evenly, beside a pass whose threads keep to their own heads.
 void test_far_positions(const TinyModel& model) {
-  constexpr int kFar = 4200;
+  constexpr int kFar = 4200, kLeast = kFar - PJ_WAY_BACK;
   const OpenSession expected = open(model, 1, kFar + 8);
-  std::vector<uint8_t> state(pj_session_state_bytes(expected.get(), kFar));
+  std::vector<uint8_t> state(pj_session_state_bytes(expected.get(), kFar, kLeast));
   Random random(13);
   for (size_t i = 0; i < state.size(); ++i)
     state[i] = static_cast<uint8_t>(i % 2 ? 0x30 : random.next());  // 1/8 and a little
   const std::vector<int32_t> tokens = prompt_of(6);
-  check(pj_session_import(expected.get(), 0, state.data(), kFar) == PJ_OK, "a far state");
+  check(pj_session_import(expected.get(), 0, state.data(), kFar, kLeast) == PJ_OK, "a far state");
   const std::vector<float> logits = logits_of(expected.get(), tokens, 6);
   for (int threads : {2, 3}) {
     const OpenSession session = open(model, threads, kFar + 8);
-    check(pj_session_import(session.get(), 0, state.data(), kFar) == PJ_OK, "a far state");
+    check(pj_session_import(session.get(), 0, state.data(), kFar, kLeast) == PJ_OK, "a far state");
     check(same(logits_of(session.get(), tokens, 1), logits), std::to_string(threads) + " threads, far positions");
   }
+}
+
+// Layers that keep a part of a long text against a session in which every layer keeps all of it: logits, and what is
+// left to go back to after truncating, forking and carrying out and in.
+class RingTest {
+ public:
+  RingTest(const TinyModel& model, pj_kind kind)
+      : model_(model), kind_(kind), tokens_(prompt_of(kLength)), expected_(poisoned(tokens_.size() * kVocab)) {
+    const Model checked = check_model(model.description());
+    Session whole(checked, kLength, 1, 1, kind, kLength);
+    forward(whole, tokens_.data(), nullptr, kLength, expected_.data(), kLength);
+    check(pj_session_bytes(open(model, 1, kLength, 1, kind).get()) < whole.bytes(), "rings are smaller");
+    whole_bytes_ = state_bytes(whole, kLength, 0);
+    whole.least[0] = kLeast;  // what a ring would carry out
+    state_.resize(state_bytes(whole, kLength, kLeast));
+    export_state(whole, 0, state_.data());
+  }
+
+  void run(int threads, int piece) const {
+    const std::string name = std::to_string(threads) + " threads, " + std::to_string(piece) + " tokens at a time";
+    const OpenSession session = open(model_, threads, kLength, 2, kind_);
+    check(goes_on(session.get(), 0, 0, piece), "rings, " + name);
+    check(pj_session_least(session.get(), 0) == kLeast, "how far back, " + name);
+    check(pj_session_truncate(session.get(), 0, kLeast - 1) == PJ_FORGOTTEN &&
+              pj_session_length(session.get(), 0) == kLength,
+          "too far back, " + name);
+    check(pj_session_fork(session.get(), 0, 1, kLeast - 1) == PJ_FORGOTTEN && pj_session_length(session.get(), 1) == 0,
+          "too far back for a fork, " + name);
+    for (int length : {kLength - 1, kLeast}) {
+      check(pj_session_fork(session.get(), 0, 1, length) == PJ_OK && pj_session_least(session.get(), 1) == kLeast &&
+                goes_on(session.get(), 1, length, piece),
+            "a fork of " + std::to_string(length) + ", " + name);
+      carried(session.get(), length, piece, name);
+      check(pj_session_truncate(session.get(), 0, length) == PJ_OK && goes_on(session.get(), 0, length, piece),
+            "back to " + std::to_string(length) + ", " + name);
+    }
+    check(pj_session_fork(session.get(), 0, 0, kLeast) == PJ_OK && goes_on(session.get(), 0, kLeast, piece),
+          "a fork in place, " + name);
+    check(pj_session_truncate(session.get(), 0, 0) == PJ_OK && pj_session_least(session.get(), 0) == 0 &&
+              goes_on(session.get(), 0, 0, piece),
+          "from the start, " + name);
+  }
+
+ private:
+  static constexpr int kLength = 700, kLeast = kLength - PJ_WAY_BACK;
+
+  // Whether a sequence of `length` tokens takes the rest of the text as it should.
+  bool goes_on(pj_session* session, int sequence, int length, int piece) const {
+    std::vector<float> logits = poisoned(static_cast<size_t>(kLength) * kVocab);
+    const std::vector<int32_t> sequences(tokens_.size(), sequence);
+    for (int at = length; at < kLength; at += piece) {
+      const int now = std::min(piece, kLength - at);
+      if (pj_forward(session, &tokens_[at], sequences.data(), now, &logits[at * kVocab], now) != PJ_OK) return false;
+    }
+    return same(&logits[length * kVocab], &expected_[length * kVocab], (kLength - length) * kVocab);
+  }
+
+  // What sequence 0 holds, cut to `length`, goes on in sessions of other sizes, and can be cut further there.
+  void carried(pj_session* session, int length, int piece, const std::string& name) const {
+    const size_t bytes = pj_session_state_bytes(session, kLength, kLeast);
+    std::vector<uint8_t> state(bytes, 0xab), again(bytes, 0xcd);
+    check(bytes > 0 && bytes < whole_bytes_, "a state is smaller");
+    check(pj_session_export(session, 0, state.data()) == PJ_OK && state == state_, "a state goes out");
+    for (int context : {kLength, kLength + 200}) {
+      const OpenSession other = open(model_, 2, context, 1, kind_);
+      const std::vector<int32_t> replaced(static_cast<size_t>(context), 5);
+      check(pj_forward(other.get(), replaced.data(), nullptr, context, nullptr, 0) == PJ_OK, "what is replaced");
+      check(pj_session_state_bytes(other.get(), kLength, kLeast - 1) == 0 &&
+                pj_session_import(other.get(), 0, state.data(), kLength, kLeast - 1) == PJ_BAD_ARGUMENT &&
+                pj_session_import(other.get(), 0, state.data(), kLength, kLength + 1) == PJ_BAD_ARGUMENT,
+            "a state that cannot be");
+      check(pj_session_import(other.get(), 0, state.data(), kLength, kLeast) == PJ_OK &&
+                pj_session_least(other.get(), 0) == kLeast,
+            "a state goes in");
+      check(pj_session_export(other.get(), 0, again.data()) == PJ_OK && again == state, "the same state goes out");
+      check(pj_session_truncate(other.get(), 0, kLeast - 1) == PJ_FORGOTTEN, "too far back in what came in");
+      check(pj_session_truncate(other.get(), 0, length) == PJ_OK && goes_on(other.get(), 0, length, piece),
+            "carried over, " + std::to_string(length) + ", " + name);
+    }
+  }
+
+  const TinyModel& model_;
+  const pj_kind kind_;
+  const std::vector<int32_t> tokens_;
+  std::vector<float> expected_;
+  std::vector<uint8_t> state_;
+  size_t whole_bytes_ = 0;
+};
+
+void test_rings() {
+  // Rings of 384, 320 and 320 positions; 65 needs every one of 320, 66 one more.
+  const TinyModel model(9, {66, 65, 9}), mixed(9, {0, 1, 129});
+  for (pj_kind kind : {PJ_F16, PJ_F32, PJ_I8}) {
+    const RingTest test(model, kind), test_mixed(mixed, kind);
+    test.run(1, 700);
+    test.run(3, kind == PJ_F16 ? 7 : 128);
+    test_mixed.run(3, 129);
+  }
+}
+
+// Sequences of other lengths in one block, each in rings of its own.
+void test_rings_in_turns(int threads) {
+  const TinyModel model(9, {70, 0, 9});
+  const std::vector<int32_t> tokens = prompt_of(600);
+  const std::vector<float> expected = logits_of(open(model, 1, 600).get(), tokens, 128);
+  const OpenSession session = open(model, threads, 600, 3);
+  std::vector<int32_t> turns, sequences;
+  std::vector<size_t> at(3), rows;
+  for (size_t i = 0; turns.size() < 3 * tokens.size(); ++i) {
+    const size_t s = i % 7 % 3;
+    if (at[s] == tokens.size()) continue;
+    turns.push_back(tokens[at[s]]), sequences.push_back(static_cast<int32_t>(s)), rows.push_back(at[s]++);
+  }
+  std::vector<float> logits = poisoned(turns.size() * kVocab);
+  const int count = static_cast<int>(turns.size());
+  check(pj_forward(session.get(), turns.data(), sequences.data(), count, logits.data(), count) == PJ_OK, "turns");
+  bool ok = true;
+  for (size_t i = 0; i < rows.size(); ++i) {
+    ok = ok && same(&logits[i * kVocab], &expected[rows[i] * kVocab], kVocab);
+  }
+  check(ok, "rings in turns, " + std::to_string(threads) + " threads");
 }
 
 void test_side_by_side(const TinyModel& model) {
@@ -359,7 +483,10 @@ int main() {
   for (int kind : {PJ_F16, PJ_F32, PJ_I8}) {
     for (int threads : {1, 3}) test_sequences(model, threads, kind);
   }
-  for (int threads : {1, 2, 4}) test_cancel(model, threads);
+  test_rings();
+  for (int threads : {1, 3}) test_rings_in_turns(threads);
+  const TinyModel without_windows(3, {0, 0, 0});
+  for (int threads : {1, 2, 4}) test_cancel(without_windows, threads);
   test_errors(model);
   test_open_close(model, 1000);
   std::printf("%d passed, %d failed\n", counts().passed, counts().failed);

@@ -15,14 +15,16 @@ from numpy.typing import NDArray
 import penjing
 from penjing.errors import PenjingError
 
-ABI_VERSION: Final = 4
+ABI_VERSION: Final = 5
 MAX_ROPES: Final = 8
+WAY_BACK: Final = 256
 
 BAD_ARGUMENT: Final = 1
 OUT_OF_MEMORY: Final = 2
 CANCELLED: Final = 3
 NOT_FINITE: Final = 4
 CONTEXT_FULL: Final = 5
+FORGOTTEN: Final = 6
 
 ABSENT: Final = 0
 KINDS: Final = {"codes": 1, "f32": 2, "f16": 3, "bf16": 4}
@@ -35,6 +37,7 @@ _REMEDIES: Final = {
     OUT_OF_MEMORY: "a smaller context, fewer threads",
     NOT_FINITE: "check the model's weights: some are damaged or overflow",
     CONTEXT_FULL: "a larger context, or truncate the session",
+    FORGOTTEN: "truncate to 0 and evaluate the tokens again",
 }
 
 
@@ -141,14 +144,15 @@ _FUNCTIONS: Final[dict[str, tuple[Any, tuple[Any, ...]]]] = {
     "pj_session_free": (None, (c_void_p,)),
     "pj_session_bytes": (c_size_t, (c_void_p,)),
     "pj_session_length": (c_int, (c_void_p, c_int)),
+    "pj_session_least": (c_int, (c_void_p, c_int)),
     "pj_session_truncate": (c_int, (c_void_p, c_int, c_int)),
     "pj_session_fork": (c_int, (c_void_p, c_int, c_int, c_int)),
     "pj_adapter_create": (c_int, (c_void_p, POINTER(AdapterLayer), POINTER(c_void_p))),
     "pj_adapter_free": (None, (c_void_p,)),
     "pj_session_use_adapter": (c_int, (c_void_p, c_int, c_void_p)),
-    "pj_session_state_bytes": (c_size_t, (c_void_p, c_int)),
+    "pj_session_state_bytes": (c_size_t, (c_void_p, c_int, c_int)),
     "pj_session_export": (c_int, (c_void_p, c_int, c_void_p)),
-    "pj_session_import": (c_int, (c_void_p, c_int, c_void_p, c_int)),
+    "pj_session_import": (c_int, (c_void_p, c_int, c_void_p, c_int, c_int)),
     "pj_forward": (c_int, (c_void_p, c_void_p, c_void_p, c_int, c_void_p, c_int)),
     "pj_session_cancel": (None, (c_void_p,)),
     "pj_probe_read": (c_double, (c_size_t, c_int, c_int)),

@@ -14,13 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from penjing.errors import PenjingError
-from penjing.runtime.binding import CANCELLED, EngineError
+from penjing.runtime.binding import CANCELLED, FORGOTTEN, EngineError
 from penjing.runtime.sampling import Sampler
 from penjing.runtime.speculate import Speculation
 
 StopReason = Literal["eos", "stop", "length", "context", "cancelled"]
 
-#: tokens of a prompt that go in at once: a long prompt can be interrupted between blocks
+#: tokens of a prompt that go in at once: a long prompt can be interrupted between blocks, and within one, being no more
+#: than binding.WAY_BACK, without losing what came before
 PREFILL_BLOCK = 256
 #: a character is at most four bytes, so at most four tokens; twice as many without an end are not a character
 MOST_HELD_TOKENS = 8
@@ -303,7 +304,13 @@ class _Run:
         # after an interruption the session may hold a token more or less than the list says
         most = min(len(self.held), self.session.length, len(self.prompt) - 1)  # the last one must give logits
         shared = next((n for n in range(most) if self.held[n] != self.prompt[n]), most)
-        self.session.truncate(shared)
+        try:
+            self.session.truncate(shared)
+        except EngineError as error:
+            if error.status != FORGOTTEN:
+                raise
+            shared = 0  # a window does not reach back so far any more: the prompt is evaluated from its first token
+            self.session.truncate(shared)
         del self.held[shared:]
         return shared
 

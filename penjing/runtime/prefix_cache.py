@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from penjing.errors import PenjingError
 from penjing.files import os_error
 from penjing.format.safetensors_file import SafetensorsFile
-from penjing.runtime.prefix import FORMAT
+from penjing.runtime.prefix import FORMAT, VERSION, least_length
 from penjing.runtime.session import Session
 
 SUFFIX: Final = ".prefix"
@@ -75,6 +75,7 @@ class PrefixCache:
         """The file that shares most with the prompt, and how many tokens that is."""
         best: tuple[Path, int] | None = None
         already = _shared(np.asarray(session.tokens(), np.int64), prompt)
+        already = already if _can_be_cut(already, prompt, session.least_length()) else 0
         for path in self._files(session):
             shared = self._shared_with(path, session, prompt)
             if shared - already >= LEAST_TOKENS and (best is None or shared > best[1]):
@@ -86,6 +87,8 @@ class PrefixCache:
             with SafetensorsFile(path) as file:
                 ours = file.metadata.get("format") == FORMAT
                 fits = file.metadata.get("identity") == session.prefix_identity()
+                fits = fits and file.metadata.get("version") == VERSION
+                least = least_length(file.metadata)
                 tokens = file.raw("tokens").astype(np.int64) if "tokens" in file.tensors else np.empty(0, np.int64)
         except PenjingError as error:
             if not self._is_folder and not _begins_like_a_prefix(path):
@@ -95,9 +98,16 @@ class PrefixCache:
         if not ours:
             raise _not_ours(path)
         if not fits or tokens.ndim != 1 or len(tokens) > session.context:
-            self._tell(f"{path} is of another model, adapter, kind of cache or context; it will be made again")
+            fact = "is of another model, adapter, kind of cache, context or version of penjing"
+            self._tell(f"{path} {fact}; it will be made again")
             return 0
-        return _shared(tokens, prompt)
+        shared = _shared(tokens, prompt)
+        if _can_be_cut(shared, prompt, least):
+            return shared
+        if shared >= LEAST_TOKENS:
+            fact = f"{path} shares {shared} tokens with the prompt"
+            self._tell(f"{fact}, but layers with a window can go on from {least} tokens or more")
+        return 0
 
     def _files(self, session: Session) -> list[Path]:
         """Files to look at, the last used first."""
@@ -117,6 +127,11 @@ def _shared(tokens: NDArray[np.int64], prompt: NDArray[np.int64]) -> int:
     most = min(len(tokens), len(prompt))
     differ = np.flatnonzero(tokens[:most] != prompt[:most])
     return int(differ[0]) if len(differ) else most
+
+
+def _can_be_cut(shared: int, prompt: NDArray[np.int64], least: int) -> bool:
+    """Whether what is shared can be gone on from. The prompt's last token is evaluated anyway."""
+    return least <= min(shared, len(prompt) - 1)
 
 
 def _short(text: str) -> str:

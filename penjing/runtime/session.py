@@ -55,7 +55,8 @@ class Session:
     `context`: how many tokens one can hold. `sequences`: how many there are, numbered from 0, which know nothing of
     each other; where none is named it is the first. `threads`: all CPUs that this process may use by default; the
     results do not depend on it. `kv`: how keys and values are kept; i8 is 8-bit codes
-    with a scale for each position and head, half the memory of f16.
+    with a scale for each position and head, half the memory of f16. A layer that sees a window of the text keeps little
+    more than that, so a long text cannot be cut to any length, see `least_length`.
     Methods may be called from any thread; calls of one session wait for each other, except `cancel`.
     """
 
@@ -167,7 +168,8 @@ class Session:
 
         sequence: where they go, one for all or one for each token. Those of different sequences may alternate; the
         weights are read once for all, and every sequence gets the same bits as if it were alone.
-        Raises PenjingError (an EngineError where the engine refused), and then the session is as before.
+        Raises PenjingError (an EngineError where the engine refused), and then the session is as before; but sequences
+        that got more than `binding.WAY_BACK` tokens are empty where a layer's window forgot what they held.
         """
         token_T = self._checked(tokens)
         sequence_T = self._checked_sequences(sequence, len(token_T))
@@ -180,13 +182,24 @@ class Session:
             pointers = (binding.pointer(token_T), binding.pointer(sequence_T))
             forward = binding.library().pj_forward  # lets other Python threads run
             status = forward(handle, *pointers, len(token_T), binding.pointer(logits), num_logits)
+            if status:
+                for held in set(sequence_T.tolist()):
+                    del self._tokens[held][binding.library().pj_session_length(handle, held) :]
             binding.check(status, where=self._where)
             for held, added in zip(sequence_T.tolist(), token_T.tolist(), strict=True):
                 self._tokens[held].append(added)
         return logits
 
+    def least_length(self, sequence: int = 0) -> int:
+        """The fewest tokens, none apart, that a sequence can be truncated or forked to; 0: any number."""
+        with self._work:
+            return int(binding.library().pj_session_least(self._open_handle(), self._checked_sequence(sequence)))
+
     def truncate(self, length: int, *, sequence: int = 0) -> None:
-        """Forget all but the first `length` tokens of a sequence."""
+        """Forget all but the first `length` tokens of a sequence.
+
+        Raises EngineError with status FORGOTTEN, and changes nothing, for fewer than `least_length` but more than none.
+        """
         with self._work:
             handle = self._open_handle()
             if not 0 <= length <= _INT32.max:
@@ -196,7 +209,10 @@ class Session:
             del self._tokens[sequence][length:]
 
     def fork(self, source: int, target: int, length: int | None = None) -> None:
-        """Make sequence `target` the first `length` tokens (None: all) of `source`, as if it had been given them."""
+        """Make sequence `target` the first `length` tokens (None: all) of `source`, as if it had been given them.
+
+        Raises EngineError as `truncate` does.
+        """
         source, target = self._checked_sequence(source), self._checked_sequence(target)
         length = self.lengths[source] if length is None else length
         with self._work:
@@ -265,9 +281,10 @@ class Session:
             token_T = np.array(self._tokens[self._checked_sequence(sequence)], np.int32)
             if not len(token_T):
                 raise PenjingError("the sequence is empty: nothing to save", where=self._where)
-            state = np.empty(engine.pj_session_state_bytes(handle, len(token_T)), np.uint8)
+            least = engine.pj_session_least(handle, sequence)
+            state = np.empty(engine.pj_session_state_bytes(handle, len(token_T), least), np.uint8)
             binding.check(engine.pj_session_export(handle, sequence, binding.pointer(state)), where=self._where)
-            write_prefix(path, Prefix(token_T, state), identity=self.prefix_identity(sequence))
+            write_prefix(path, Prefix(token_T, state, least), identity=self.prefix_identity(sequence))
 
     def load_prefix(self, path: str | Path, *, sequence: int = 0) -> list[int]:
         """Make a sequence what a file holds; its tokens. The logits that follow are those of the session that saved it.
@@ -284,11 +301,13 @@ class Session:
             if num_tokens > self.context:
                 fact = f"a prefix of {num_tokens} tokens does not fit a context of {self.context}"
                 raise PenjingError(fact, where=str(path), attempt="a larger context")
-            if len(prefix.state) != engine.pj_session_state_bytes(handle, num_tokens):
+            if len(prefix.state) != engine.pj_session_state_bytes(handle, num_tokens, prefix.least):
                 fact = f"{len(prefix.state)} bytes are not the state of {num_tokens} tokens"
                 raise PenjingError(fact, where=str(path), attempt="evaluate the text again and save it")
             state = binding.pointer(prefix.state)
-            binding.check(engine.pj_session_import(handle, sequence, state, num_tokens), where=self._where)
+            binding.check(
+                engine.pj_session_import(handle, sequence, state, num_tokens, prefix.least), where=self._where
+            )
             self._tokens[sequence] = token_T.tolist()
             return self._tokens[sequence].copy()
 

@@ -297,7 +297,7 @@ def test_null_pointers_are_refused():
     assert engine.pj_session_truncate(None, 0, 0) == binding.BAD_ARGUMENT
     assert engine.pj_session_fork(None, 0, 0, 0) == binding.BAD_ARGUMENT
     assert engine.pj_session_export(None, 0, None) == binding.BAD_ARGUMENT
-    assert engine.pj_session_import(None, 0, None, 0) == binding.BAD_ARGUMENT
+    assert engine.pj_session_import(None, 0, None, 0, 0) == binding.BAD_ARGUMENT
     assert binding.last_error() == "a null pointer"
     engine.pj_session_free(None)
     engine.pj_model_free(None)
@@ -305,7 +305,8 @@ def test_null_pointers_are_refused():
     assert (
         engine.pj_session_length(None, 0)
         == engine.pj_session_bytes(None)
-        == engine.pj_session_state_bytes(None, 1)
+        == engine.pj_session_state_bytes(None, 1, 0)
+        == engine.pj_session_least(None, 0)
         == 0
     )
 

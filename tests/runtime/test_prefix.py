@@ -84,7 +84,8 @@ def rewritten(saved, path, *, digest=None, **changes):
         specs = {
             name: file.tensors.get(name, file.tensors["state"])._replace(shape=a.shape) for name, a in arrays.items()
         }
-    fitting = prefix._digest(metadata["identity"], prefix.Prefix(arrays["tokens"], arrays["state"]))
+    least = prefix.least_length(metadata)
+    fitting = prefix._digest(metadata["identity"], prefix.Prefix(arrays["tokens"], arrays["state"], least))
     with SafetensorsWriter(path, specs, metadata | {"digest": digest or fitting}) as writer:
         for name, array in arrays.items():
             writer.write(name, array)
@@ -100,7 +101,10 @@ def test_a_hostile_file_is_refused_even_where_its_digest_fits(saved, tmp_path):
     with TINY.session() as session:
         assert len(session.load_prefix(path)) == 20  # what is spoiled below was fine
     refused(rewritten(saved, path, digest="0" * 64), "damaged")
-    refused(rewritten(saved, path, version="2"), "version")
+    refused(rewritten(saved, path, version="1"), "version")
+    for least in ("", "-1", "x", "9" * 5000, "\u0663", "21"):  # the engine takes 0 to 20
+        refused(rewritten(saved, path, least=least), "not the state of 20 tokens")
+    refused(rewritten(saved, path, least="5", digest=SafetensorsFile(saved).metadata["digest"]), "damaged")
     refused(rewritten(saved, path, format="penjing"), "not a saved prefix")
     refused(rewritten(saved, path, arrays={"more": state}), "no more")
     refused(rewritten(saved, path, arrays={"tokens": tokens[:19]}), "not the state of 19 tokens")

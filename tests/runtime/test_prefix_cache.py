@@ -10,7 +10,7 @@ from runtime.random_models import BASE, Tiny, codes_layout
 from runtime.test_adapters import random_adapter
 
 from penjing.errors import PenjingError
-from penjing.runtime import prefix_cache
+from penjing.runtime import prefix, prefix_cache
 from penjing.runtime.prefix_cache import LEAST_TOKENS, PrefixCache
 
 TINY = Tiny(BASE, codes_layout(4, 8))
@@ -115,6 +115,18 @@ def test_a_foreign_or_damaged_file_is_told_and_made_again(tmp_path):
     assert read(prompt)[0] == 0
     assert "made again" in read.told[0]
     assert read(prompt)[0] == len(prompt) - 1
+
+
+def test_a_file_of_an_older_version_hides_no_other(tmp_path, monkeypatch):
+    one, two = texts(1, 2, own=100)
+    with monkeypatch.context() as older:
+        older.setattr(prefix, "VERSION", "1")
+        older.setattr(prefix_cache, "VERSION", "1")
+        Reader(tmp_path)(one)
+    read = Reader(tmp_path)
+    assert read(two)[0] == 0
+    assert "version" in read.told[0]
+    assert read(one)[0] == LONG  # of the second text: the first is in the older file
 
 
 def test_a_context_that_is_too_small_is_told(tmp_path):
