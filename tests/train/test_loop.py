@@ -81,6 +81,7 @@ def test_a_stopped_run_goes_on_to_the_same_bytes(make, optimizer, batches, tmp_p
 
 _KILLED = """
 import sys; sys.path[:0] = {paths!r}
+import torch; torch.set_num_threads({threads})  # sums in another order are other bytes
 from pathlib import Path
 from train.conftest import *
 from train.test_loop import SETTINGS, Objective, train
@@ -91,7 +92,9 @@ train(make_tiny(), Objective(), batches, SETTINGS_HERE, folder=Path({folder!r}))
 
 def test_kill_9(batches, tmp_path):
     settings = replace(SETTINGS, steps=400)
-    script = _KILLED.format(paths=[str(Path(__file__).parents[1])], folder=str(tmp_path / "killed"))
+    script = _KILLED.format(
+        paths=[str(Path(__file__).parents[1])], threads=torch.get_num_threads(), folder=str(tmp_path / "killed")
+    )
     script = script.replace("SETTINGS_HERE", repr(settings))
     job = subprocess.Popen([sys.executable, "-c", "from penjing.train.loop import Settings\n" + script])
     state = tmp_path / "killed" / "state.safetensors"
