@@ -86,7 +86,7 @@ def fit(
     measuring: a result that breaks a limit is an error, and stays in `OUT.run/` with its evidence. `minutes` are spent
     on tuning: what was quantized learns from its float parent, in the same bytes. With a `budget`, or
     `tell`, which hears it, time and memory are predicted first; what cannot be met is not begun.
-    Returns {"out", "before", "after", "seconds", "peak_rss_bytes"}. Raises PenjingError.
+    Returns {"out", "before", "after", "seconds", "peak_rss_bytes", "predicted"}. Raises PenjingError.
     """
     out = Path(out)
     check_out(out, force=force)

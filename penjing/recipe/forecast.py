@@ -15,7 +15,7 @@ import torch
 from penjing.checkpoint import Checkpoint
 from penjing.data.text import Windows
 from penjing.quant import tuning
-from penjing.recipe.options import METHOD, TUNED_BY, group_sizes, sample_rows, ways_of
+from penjing.recipe.options import METHOD, TUNED_BY, group_sizes, options_of, sample_rows
 from penjing.stages.calibrate import with_hessians
 from penjing.stages.codes import plan
 from penjing.stages.foresight import (
@@ -23,6 +23,7 @@ from penjing.stages.foresight import (
     Forecast,
     calibration_memory,
     foretold,
+    hessian_bytes,
     memory,
     rss_bytes,
     tuning_memory,
@@ -93,9 +94,8 @@ def _memory(
     shapes = arch.matrix_shapes()
     if not calibrated:
         yield "calibrating", calibration_memory(parent, calibration, hessians=with_hessians(parent))
-    known = {name: importance for name, importance in _importances(parent, real=False).items() if name in chosen}
-    held = {"for what the loss minds": sum(4 * cols * cols for _, cols in shapes.values()) * with_hessians(parent)}
-    yield "quantizing", memory(parent, chosen, known, calibration) | held
+    held = {"for what the loss minds": hessian_bytes(arch) * with_hessians(parent)}
+    yield "quantizing", memory(parent, chosen, _importances(parent), calibration) | held
     if minutes:
         layouts = [choice.layout for choice in chosen.values()]
         training = Training()
@@ -117,7 +117,7 @@ def _seconds(
     total = 0.0 if calibrated else calibration_seconds(parent, calibration, hessians=with_hessians(parent))
     total += _pricing(parent)
     shards = plan(parent, {name: choice.layout for name, choice in chosen.items()})
-    work = Rehearsal(parent, chosen, shards, range(len(shards)), _importances(parent, real=False), calibration, run)
+    work = Rehearsal(parent, chosen, shards, range(len(shards)), _importances(parent), calibration, run)
     total += work.seconds()
     passes = _PROOF_PASSES * len(held_out.tokens_WT) + _SPEED_PASSES
     return total + passes * forward_seconds(parent, int(held_out.tokens_WT.shape[1]))
@@ -125,7 +125,7 @@ def _seconds(
 
 def _pricing(parent: Checkpoint) -> float:
     """Trying every option on a sample of each matrix: one of each shape is done."""
-    importances, parts = _importances(parent, real=True), {part.name: part for part in parent.parts()}
+    importances, parts = _importances(parent), {part.name: part for part in parent.parts()}
     kinds: dict[tuple[int, int], list[str]] = {}
     for name, shape in parent.architecture.matrix_shapes().items():
         kinds.setdefault(shape, []).append(name)
@@ -133,15 +133,19 @@ def _pricing(parent: Checkpoint) -> float:
     for (num_rows, num_cols), names in kinds.items():
         rows = sample_rows(num_rows, num_cols)
         weight_OI = torch.from_numpy(parent.read_part(parts[names[0]], slice(0, len(range(num_rows)[rows]))))
-        total += len(names) * timed(partial(ways_of, num_rows, weight_OI, importances[names[0]], rows))
+        importance = importances[names[0]]
+        total += len(names) * timed(partial(_try_options, num_rows, weight_OI, importance, rows))
     return total
 
 
-def _importances(parent: Checkpoint, *, real: bool) -> dict[str, Importance]:
-    """Stand-ins of the sizes that calibrating gives, or of none where only what there is counts."""
-    found = {}
-    for name, (rows, cols) in parent.architecture.matrix_shapes().items():
-        hessian_II = torch.empty(0) if with_hessians(parent) and name != "embed" else None
-        sizes = (rows, cols) if real else (0, 0)
-        found[name] = Importance(torch.ones(1, sizes[0]), torch.ones(1, sizes[1]), hessian_II)
-    return found
+def _try_options(num_rows: int, weight_OI: torch.Tensor, importance: Importance, rows: slice) -> None:
+    list(options_of(num_rows, weight_OI, importance, rows))
+
+
+def _importances(parent: Checkpoint) -> dict[str, Importance]:
+    """Stand-ins for what calibrating gives, of its sizes; of a Hessian only that there is one."""
+    some_II = torch.empty(0) if with_hessians(parent) else None
+    return {
+        name: Importance(torch.ones(1, rows), torch.ones(1, cols), None if name == "embed" else some_II)
+        for name, (rows, cols) in parent.architecture.matrix_shapes().items()
+    }

@@ -44,7 +44,7 @@ def options(
         num_rows, num_cols = parent.architecture.matrix_shapes()[part.name]
         rows = sample_rows(num_rows, num_cols)
         weight_OI = torch.from_numpy(np.ascontiguousarray(parent.read_part(part)[rows]))
-        found[part.name] = ways_of(num_rows, weight_OI, importance, rows)
+        found[part.name] = list(options_of(num_rows, weight_OI, importance, rows))
         if progress is not None:
             progress("options", done, len(parts))
     return found
@@ -61,12 +61,8 @@ def sample_rows(num_rows: int, num_cols: int) -> slice:
     return slice(0, num_rows, max(1, num_rows * num_cols // _SAMPLE))
 
 
-def ways_of(num_rows: int, weight_OI: torch.Tensor, importance: Importance, rows: slice) -> list[Option]:
+def options_of(num_rows: int, weight_OI: torch.Tensor, importance: Importance, rows: slice) -> Iterator[Option]:
     """The options of one matrix; `weight_OI`: these rows of it."""
-    return list(_options(num_rows, weight_OI, importance, rows))
-
-
-def _options(num_rows: int, weight_OI: torch.Tensor, importance: Importance, rows: slice) -> Iterator[Option]:
     num_cols = weight_OI.shape[1]
     scale_up = importance.total() / max(importance.total(rows), 1e-30)
     for method_name, gain, settings in _ways(num_cols, importance.hessian_II is not None):

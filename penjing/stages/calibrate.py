@@ -18,7 +18,7 @@ from penjing.format.families import Part
 from penjing.format.safetensors_file import SafetensorsFile, SafetensorsWriter, TensorSpec
 from penjing.measure import torch_model
 from penjing.stages import Progress
-from penjing.stages.foresight import Budget, Forecast, calibration_memory, foretold
+from penjing.stages.foresight import Budget, Forecast, calibration_memory, foretold, hessian_bytes
 from penjing.stages.rehearsal import calibration_seconds
 from penjing.tensors.precision import fast_products
 from penjing.tensors.statistics import Importance, importances, weight_names
@@ -70,8 +70,7 @@ def foresee(
 
 def with_hessians(parent: Checkpoint) -> bool:
     """Whether `calibrate` finds Hessians of this model."""
-    sizes = [4 * cols * cols for name, (_, cols) in parent.architecture.matrix_shapes().items() if name != "embed"]
-    return sum(sizes) <= _MOST_HESSIANS
+    return hessian_bytes(parent.architecture) <= _MOST_HESSIANS
 
 
 def _weight_name(model: Any, part: Part, known: Iterable[str]) -> str:

@@ -171,10 +171,15 @@ def calibration_memory(parent: Checkpoint, calibration: Windows, *, hessians: bo
     return {
         "held already": rss_bytes() + _TRANSFORMERS_BYTES + _LATER_BYTES,
         "for its weights": sum(4 * rows * cols for rows, cols in shapes.values()),
-        "for Hessians": sum(4 * cols * cols for name, (_, cols) in shapes.items() if name != "embed") * hessians,
+        "for Hessians": hessian_bytes(arch) * hessians,
         "for a window's activations": 4 * length * _saved(arch) * arch.num_layers,
         "for its logits and the head's gradient": 4 * (3 * length + arch.hidden_size) * arch.vocab_size,
     }
+
+
+def hessian_bytes(arch: Architecture) -> int:
+    """Of the Fisher's Hessians of all matrices; a lookup's inputs have none."""
+    return sum(4 * cols * cols for name, (_, cols) in arch.matrix_shapes().items() if name != "embed")
 
 
 def _saved(arch: Architecture) -> int:
