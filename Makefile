@@ -20,7 +20,7 @@ QUESTION ?= What does the zip function do in Python?
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: help setup demo demo-pretrain test lint format docs csrc-test tsan-test fuzz isa-test aarch64-test edge wheel wheel-test \
-  bench bench-all bench-engine bench-kernels bench-quality bench-train bench-adapt bench-cost bench-big clean
+  bench bench-all bench-engine bench-kernels bench-quality bench-parents bench-train bench-adapt bench-cost bench-big clean
 
 help: ## These lines
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -139,6 +139,8 @@ $(PEERS)/.installed:
 $(OPENVINO)/.installed:
 	$(PYTHON) -m venv $(OPENVINO)
 	-$(OPENVINO)/bin/python -m pip install --quiet torch==2.13.0 'optimum-intel[openvino]' openvino-genai
+	@# what comes along is built for a GPU's torch, and transformers cannot be imported beside it
+	-$(OPENVINO)/bin/python -m pip uninstall --quiet -y torchvision
 	@touch $@
 
 $(TRAINERS)/.installed:
@@ -170,6 +172,25 @@ bench-quality: $(STAMP) $(QUANTIZERS)/.installed $(PEERS)/.installed $(TUNING_TE
 	$(BIN)/python scripts/bench_quality.py --calibration ../shared/data/web_and_wiki \
 	  --held-out ../shared/data/wikitext2/valid.txt --tuning-text $(TUNING_TEXT) --sizes $(SIZES) \
 	  --peer-python $(QUANTIZERS)/bin/python --llamacpp-python $(PEERS)/bin/python -o docs/results/quality.md
+
+# The same table for parents whose weights lie on no grid: SmolLM2 after full fine-tuning, and a GPT-NeoX from scratch
+SECOND := build/quality/second
+THIRD := build/quality/third
+BENCH_PARENT = $(BIN)/python scripts/bench_quality.py --calibration ../shared/data/web_and_wiki \
+  --held-out ../shared/data/wikitext2/valid.txt --peer-python $(QUANTIZERS)/bin/python --llamacpp-python $(PEERS)/bin/python
+
+$(SECOND): $(STAMP)
+	$(BIN)/penjing adapt smollm2-135m $@ --method full --data ../shared/data/ml5_texts/darwin.txt \
+	  --train steps=300 --train rows=1 --force
+
+$(THIRD): $(STAMP) $(TUNING_TEXT)
+	$(BIN)/penjing pretrain $(TUNING_TEXT) $@ --family gpt_neox --size 3M --force
+
+bench-parents: $(SECOND) $(THIRD) $(QUANTIZERS)/.installed $(PEERS)/.installed ## bench-quality for two more parents; needs ../shared/data
+	$(BENCH_PARENT) --model $(SECOND) --about 'SmolLM2-135M-Instruct after 300 steps of full fine-tuning on a book' \
+	  --sizes 76,60,48,38 -o docs/results/quality-second.md
+	$(BENCH_PARENT) --model $(THIRD) --about 'a GPT-NeoX of 3 million weights, trained from scratch' \
+	  --sizes 1.9,1.6,1.3,1.1 -o docs/results/quality-third.md
 
 COST_TEXT ?= ../shared/data/web_and_wiki/wiki_demo.txt
 BLOCKS ?= 4
