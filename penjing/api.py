@@ -1,10 +1,10 @@
 """penjing from Python.
 
     model = penjing.open("smollm2-135m")
-    small = model.quantize("small", bits=4, group_size=64).pack("small.penjing")
+    small = model.fit("small.penjing", data="notes.txt", max_bytes=80_000_000)
     print(small.generate("Once upon a time", max_tokens=40))
     print(small.chat([{"role": "user", "content": "What is a list?"}]))
-    print(small.measure(text="notes.txt", parent=model))
+    print(small.measure(text="others.txt", parent=model))
 
 Opening reads no weights; torch is imported by what computes with it (`adapt`, `quantize`, `measure` of what is not
 packed).
@@ -165,6 +165,51 @@ class Model:
     def conversation(self, system: str = "") -> Conversation:
         """A conversation that remembers its turns."""
         return self._talk.conversation(system)
+
+    def fit(
+        self,
+        out: str | Path,
+        *,
+        data: str | Path | Corpus,
+        max_bytes: int | None = None,
+        device: Path | None = None,
+        min_speed: float | None = None,
+        max_loss: float | None = None,
+        minutes: float | None = None,
+        max_memory: int | None = None,
+        max_seconds: float | None = None,
+        seed: int = 0,
+        force: bool = False,
+        progress: Progress | None = None,
+        tell: Callable[[str], None] | None = None,
+    ) -> Model:
+        """Write the best `.penjing` file within limits, proven on a part of `data` that nothing else saw.
+
+        max_bytes: of the file. min_speed: decoded tokens/s, on the `device` that `penjing probe` described. max_loss:
+        growth of perplexity, as a fraction. minutes: to spend on tuning. `tell` hears what time and memory are
+        expected; more than `max_seconds` or `max_memory` is an error before the work.
+        """
+        from penjing.data.text import as_corpus
+        from penjing.recipe.fit import fit
+        from penjing.stages.foresight import Budget
+
+        budget = Budget(max_bytes=max_memory, max_seconds=max_seconds)
+        evidence = fit(
+            self.checkpoint,
+            Path(out),
+            data=as_corpus(data),
+            max_bytes=max_bytes,
+            device=device,
+            min_speed=min_speed,
+            max_loss=max_loss,
+            minutes=minutes,
+            seed=seed,
+            force=force,
+            budget=None if budget == Budget() else budget,
+            progress=progress,
+            tell=tell,
+        )
+        return self._child(out, evidence)
 
     def quantize(
         self,

@@ -81,6 +81,22 @@ def test_quantize_then_pack(talker, tmp_path):
     assert np.corrcoef(near, far)[0, 1] > 0.95  # 6 bits of 40 thousand weights, not noise
 
 
+def test_fit_is_the_main_job(talker, tmp_path):
+    pytest.importorskip("torch")
+    text, told = tmp_path / "notes.txt", []
+    letter_NW = np.random.default_rng(0).integers(97, 123, (60, 2000), dtype=np.uint8)
+    text.write_text("\n\n".join(bytes(row).decode() for row in letter_NW))
+    parent = penjing.open(talker)
+    with pytest.raises(PenjingError, match="memory"):
+        parent.fit(tmp_path / "small.penjing", data=text, max_bytes=60_000, max_memory=1000)
+    with parent.fit(tmp_path / "small.penjing", data=text, max_bytes=60_000, tell=told.append) as small:
+        assert small.checkpoint.file_bytes <= 60_000
+        assert small.evidence.after["quality"]["perplexity"] > 0
+        assert small.evidence.predicted["peak_rss_bytes"] > 0
+        assert small.generate("Item", max_tokens=3)
+    assert told
+
+
 def test_measure_a_packed_file(model, tmp_path):
     text = tmp_path / "text.txt"
     text.write_text("Some words to predict. " * 40)

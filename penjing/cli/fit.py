@@ -15,6 +15,7 @@ from penjing.errors import PenjingError
 
 PANEL = "Make it small"
 RESUME = "run the same command again; finished parts are not done twice"
+_TOLD = ("before", "after", "seconds", "peak_rss_bytes", "predicted")
 
 
 def command(
@@ -56,31 +57,27 @@ def command(
     limit = size_bytes(max_bytes) if max_bytes is not None else None
     if limit is None and min_speed is None and max_loss is None:
         raise PenjingError("no limit to fit to", where="penjing fit", attempt="--max-bytes 80MB")
-    from penjing.checkpoint import open_checkpoint
-    from penjing.recipe.fit import fit
-    from penjing.stages.foresight import Budget
+    from penjing import api
 
-    budget = Budget(
-        size_bytes(max_memory) if max_memory is not None else None,
-        60 * max_minutes if max_minutes is not None else None,
-    )
-    parent, texts = open_checkpoint(model), corpus(data)
     with progress() as report:
-        found = fit(
-            parent,
+        fitted = api.open(model).fit(
             out,
-            data=texts,
+            data=corpus(data),
             max_bytes=limit,
             device=device,
             min_speed=min_speed,
             max_loss=max_loss,
             minutes=minutes,
+            max_memory=size_bytes(max_memory) if max_memory is not None else None,
+            max_seconds=60 * max_minutes if max_minutes is not None else None,
             seed=seed,
             force=force,
-            budget=budget,
             progress=report,
             tell=note,
         )
+    assert fitted.evidence is not None  # it was written here
+    record = fitted.evidence.to_json()
+    found = {"out": str(out)} | {key: record[key] for key in _TOLD}
     emit(found, as_json, lambda console: _show(console, found))
 
 

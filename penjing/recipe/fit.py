@@ -20,7 +20,7 @@ from penjing import evidence as records
 from penjing.checkpoint import Checkpoint, open_checkpoint
 from penjing.data.text import Corpus, Windows, check_disjoint, split
 from penjing.errors import PenjingError
-from penjing.evidence import recording
+from penjing.evidence import Evidence, recording
 from penjing.files import os_error, write_file
 from penjing.format.container import replace_evidence
 from penjing.measure import torch_model
@@ -79,14 +79,14 @@ def fit(
     budget: Budget | None = None,
     progress: Progress | None = None,
     tell: Callable[[str], None] | None = None,
-) -> dict[str, Any]:
+) -> Evidence:
     """Write `out`, the best model within the limits for this text, and prove it.
 
     Bytes bound the choice; without them the loss does, else the speed. What was not used to choose is checked by
     measuring: a result that breaks a limit is an error, and stays in `OUT.run/` with its evidence. `minutes` are spent
     on tuning: what was quantized learns from its float parent, in the same bytes. With a `budget`, or
     `tell`, which hears it, time and memory are predicted first; what cannot be met is not begun.
-    Returns {"out", "before", "after", "seconds", "peak_rss_bytes", "predicted"}. Raises PenjingError.
+    Raises PenjingError.
     """
     out = Path(out)
     check_out(out, force=force)
@@ -125,12 +125,7 @@ def fit(
     os.replace(draft, out)
     report(out, run / "report.html")
     cache.unlink(missing_ok=True)  # larger than the model, and only a re-run would have needed it
-    found = {"out": str(out), "before": work.before, "after": work.after}
-    return found | {
-        "seconds": fitted.seconds,
-        "peak_rss_bytes": fitted.peak_rss_bytes,
-        "predicted": fitted.predicted,
-    }
+    return fitted
 
 
 def _make_folder(run: Path) -> None:

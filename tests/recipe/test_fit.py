@@ -1,7 +1,6 @@
 """The main job on a tiny model, whole: within its bytes, proven, resumable, and honest about limits that it misses."""
 
 import functools
-import json
 import random
 
 import numpy as np
@@ -45,11 +44,11 @@ def test_it_fits_proves_and_keeps_the_evidence(quick, talker, tmp_path):
     max_bytes = 60_000
     found = fit(parent, out, data=corpus(), max_bytes=max_bytes)
     assert out.stat().st_size <= max_bytes
-    assert found["after"]["bytes"] <= max_bytes < found["before"]["bytes"]
-    assert found["after"]["quality"]["kl_to_parent"] > 0
-    simulated, shipped = found["after"]["simulated"]["perplexity"], found["after"]["quality"]["perplexity"]
+    assert found.after["bytes"] <= max_bytes < found.before["bytes"]
+    assert found.after["quality"]["kl_to_parent"] > 0
+    simulated, shipped = found.after["simulated"]["perplexity"], found.after["quality"]["perplexity"]
     assert abs(shipped / simulated - 1) < 0.005
-    assert found["after"]["memory"]["peak_rss_bytes"] > 0
+    assert found.after["memory"]["peak_rss_bytes"] > 0
     stages = [record["stage"] for record in evidence.read(tmp_path / "out.run" / "evidence.jsonl")]
     assert stages == ["fit"]
     with open_container(out) as container:
@@ -58,7 +57,6 @@ def test_it_fits_proves_and_keeps_the_evidence(quick, talker, tmp_path):
     assert len(bits) > 1  # a choice was made
     page = (tmp_path / "out.run" / "report.html").read_text()
     assert "talker" in page
-    json.dumps(found)
     assert [path.name for path in tmp_path.iterdir() if path.suffix == ".penjing"] == ["out.penjing"]
 
 
@@ -85,7 +83,7 @@ def test_minutes_are_spent_on_tuning_and_kept_in_the_evidence(quick, talker, tmp
     monkeypatch.setattr(module, "_texts", lambda *given, kept=module._texts: calls.append(kept(*given)) or calls[-1])
     plain = fit(parent, tmp_path / "plain.penjing", data=corpus(), max_bytes=40_000)
     tuned = fit(parent, tmp_path / "tuned.penjing", data=corpus(), max_bytes=40_000, minutes=0.1)
-    assert tuned["after"]["quality"]["kl_to_parent"] < plain["after"]["quality"]["kl_to_parent"]
+    assert tuned.after["quality"]["kl_to_parent"] < plain.after["quality"]["kl_to_parent"]
     assert (tmp_path / "tuned.penjing").stat().st_size <= 40_000
     with open_container(tmp_path / "tuned.penjing") as container:
         assert [record["stage"] for record in container.evidence] == ["quantize", "tune", "fit"]
@@ -98,7 +96,7 @@ def test_minutes_are_spent_on_tuning_and_kept_in_the_evidence(quick, talker, tmp
     # again, what was tuned is not tuned anew
     monkeypatch.setattr(module, "tune", None)
     again = fit(parent, tmp_path / "tuned.penjing", data=corpus(), max_bytes=40_000, minutes=0.1, force=True)
-    assert again["after"]["quality"] == tuned["after"]["quality"]
+    assert again.after["quality"] == tuned.after["quality"]
 
 
 def parent_text(parent, windows):
