@@ -23,7 +23,8 @@ case $machine in
     ;;
   aarch64)
     check cortex-a53 scalar # 2012: no dot product
-    check max "scalar neon"
+    check cortex-a76 "scalar neon" # 2018
+    check max "scalar neon neon_i8mm"
     ;;
 esac
 

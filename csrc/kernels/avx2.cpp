@@ -5,6 +5,7 @@ namespace penjing {
 namespace {
 
 constexpr int kTilePanels = 1, kTileColumns = 3, kTileVectors = 2, kDirectColumns = 2;  // linear_codes
+constexpr bool kColumnPairs = false;
 
 // 8-bit codes less 128 are signed; up to 6 bits they stay as they are.
 constexpr int code_offset(int width) { return width == 8 ? 128 : 0; }

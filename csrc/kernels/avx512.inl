@@ -14,6 +14,7 @@ namespace penjing {
 namespace {
 
 constexpr int kTilePanels = 2, kTileColumns = 6, kTileVectors = 1, kDirectColumns = 8;  // linear_codes
+constexpr bool kColumnPairs = false;
 constexpr int kFloatPanels = 4, kFloatColumns = 4;                                      // linear_float
 constexpr int kQueryTile = 4, kScoreBlocks = 4, kValueVectors = 4;                      // attend
 

@@ -5,6 +5,7 @@ namespace penjing {
 namespace {
 
 constexpr int kTilePanels = 1, kTileColumns = 6, kTileVectors = 1, kDirectColumns = 4;  // linear_codes
+constexpr bool kColumnPairs = false;
 
 constexpr int code_offset(int) { return 0; }
 constexpr int dot_width(int) { return 4; }

@@ -53,6 +53,17 @@ bool has_amx() {
 #endif
 #endif
 
+#if defined(__aarch64__) && defined(PENJING_I8MM)
+bool has_i8mm() {
+#if defined(__linux__)
+  constexpr unsigned long kI8mm = 1UL << 13;  // HWCAP2_I8MM, which older headers lack
+  return getauxval(AT_HWCAP2) & kI8mm;
+#else
+  return false;  // not asked for yet: Apple M1 has none
+#endif
+}
+#endif
+
 Tables find_tables() {
   Tables found = {{&kScalarKernels}, 1};
 #if defined(__x86_64__)
@@ -77,6 +88,9 @@ Tables find_tables() {
   const bool neon = true;  // every Apple M
 #endif
   if (neon) found.table[found.count++] = &kNeonKernels;
+#if defined(PENJING_I8MM)
+  if (neon && has_i8mm()) found.table[found.count++] = &kNeonI8mmKernels;
+#endif
 #endif
   return found;
 }

@@ -180,6 +180,14 @@ struct BytePanels {
   size_t ld;
 };
 
+// Where an ISA multiplies squares (kColumnPairs): the sums of two columns, to its order of lanes or back.
+template <int PANELS, int COLUMNS, class Change>
+inline void each_pair(Ints (&total)[PANELS][COLUMNS], Change change) {
+  for (int p = 0; p < PANELS; ++p) {
+    for (int c = 0; c + 1 < COLUMNS; c += 2) change(total[p][c], total[p][c + 1]);
+  }
+}
+
 // 16 inputs of PANELS x COLUMNS. x: activations, columns ld_x apart.
 template <int WIDTH, int PANELS, int COLUMNS>
 inline void dot_tile(Ints (&total)[PANELS][COLUMNS], const uint8_t* codes, size_t ld_codes, const int8_t* x,
@@ -192,8 +200,17 @@ inline void dot_tile(Ints (&total)[PANELS][COLUMNS], const uint8_t* codes, size_
 #pragma GCC unroll 4
       for (int v = 0; v < kTileVectors; ++v) c[p][v] = load_codes(codes + p * ld_codes + 64 * (k + v));
     }
+    constexpr int kPaired = kColumnPairs ? COLUMNS / 2 * 2 : 0;
+    if constexpr (kColumnPairs) {
+#pragma GCC unroll 8
+      for (int column = 0; column < kPaired; column += 2) {
+        for (int p = 0; p < PANELS; ++p) {
+          dot_squares(total[p][column], total[p][column + 1], c[p], x + column * ld_x + 4 * k, ld_x);
+        }
+      }
+    }
 #pragma GCC unroll 16
-    for (int column = 0; column < COLUMNS; ++column) {
+    for (int column = kPaired; column < COLUMNS; ++column) {
 #pragma GCC unroll 4
       for (int p = 0; p < PANELS; ++p) dot<WIDTH, kTileVectors, 1>(&total[p][column], c[p], x + column * ld_x + 4 * k);
     }
@@ -221,9 +238,11 @@ void tile(const Matrix& w, int panel, BytePanels bytes, const QuantizedColumns& 
         total[p][c] = first_sum(group[p], sum[static_cast<size_t>(c) * w.num_groups + g]);
       }
     }
+    if constexpr (kColumnPairs) each_pair(total, [](auto& a, auto& b) { to_squares(a, b); });
     for (int u = 0; u < w.stride / kUnit; ++u, weight += 256, code += kUnit) {
       dot_tile<WIDTH, PANELS, COLUMNS>(total, weight, bytes.ld, code, ld_x);
     }
+    if constexpr (kColumnPairs) each_pair(total, [](auto& a, auto& b) { from_squares(a, b); });
     for (int c = 0; c < COLUMNS; ++c) {
       const Floats scale_x = all(scale[static_cast<size_t>(c) * w.num_groups + g]);
       for (int p = 0; p < PANELS; ++p) acc[p][c] = fma(to_floats(total[p][c]), mul(group[p].scale, scale_x), acc[p][c]);

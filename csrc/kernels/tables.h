@@ -23,6 +23,7 @@ extern const Kernels kAvx2Kernels;
 extern const Kernels kAvxVnniKernels;
 extern const Kernels kAvx512VnniKernels;
 extern const Kernels kNeonKernels;
+extern const Kernels kNeonI8mmKernels;
 const Kernels& avx512amx_kernels();  // made of AVX-512's
 
 }  // namespace penjing

@@ -199,7 +199,8 @@ def _find() -> Path:
 
 
 def isa() -> str:
-    """The kernels in use: "scalar", "sse41", "avx2", "avxvnni", "avx512vnni", "avx512amx" or "neon".
+    """The kernels in use: "scalar", "sse41", "avx2", "avxvnni", "avx512vnni", "avx512amx", "neon" or
+    "neon_i8mm".
 
     Raises PenjingError if PENJING_ISA names some that cannot run here.
     """

@@ -15,7 +15,7 @@ SOME = Probe(isa="avx2", cores=2, read_gb_per_s=12.5, int8_gmac_per_s=100.0, mem
 def test_this_machine() -> None:
     found = probe(threads=1, buffer_bytes=16 << 20, repeats=2)
     assert set(found.to_json()) == {"isa", "cores", "read_gb_per_s", "int8_gmac_per_s", "memory_bytes"}
-    assert found.isa in ("scalar", "sse41", "avx2", "avxvnni", "avx512vnni", "avx512amx", "neon")
+    assert found.isa in ("scalar", "sse41", "avx2", "avxvnni", "avx512vnni", "avx512amx", "neon", "neon_i8mm")
     assert 0.05 < found.read_gb_per_s < 10_000
     assert 0.01 < found.int8_gmac_per_s < 100_000
     assert found.memory_bytes > 100e6
