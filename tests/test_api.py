@@ -84,7 +84,8 @@ def test_quantize_then_pack(talker, tmp_path):
 def test_fit_is_the_main_job(talker, tmp_path):
     pytest.importorskip("torch")
     text, told = tmp_path / "notes.txt", []
-    text.write_text("\n\n".join(f"Item {n} costs {n * n} and is kept on shelf {n % 7}." for n in range(4000)))
+    letter_NW = np.random.default_rng(0).integers(97, 123, (60, 2000), dtype=np.uint8)
+    text.write_text("\n\n".join(bytes(row).decode() for row in letter_NW))
     parent = penjing.open(talker)
     with pytest.raises(PenjingError, match="memory"):
         parent.fit(tmp_path / "small.penjing", data=text, max_bytes=60_000, max_memory=1000)

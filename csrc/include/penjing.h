@@ -34,7 +34,7 @@
 extern "C" {
 #endif
 
-#define PJ_ABI_VERSION 5
+#define PJ_ABI_VERSION 6
 #define PJ_LANES 16
 #define PJ_MAX_ROPES 8
 #define PJ_MAX_RANK 256
@@ -116,7 +116,8 @@ typedef struct pj_session pj_session;
 
 PJ_API int pj_abi_version(void);
 PJ_API const char* pj_last_error(void);
-/* Kernels in use: "scalar", "sse41", "avx2", "avxvnni", "avx512vnni", "avx512amx", "neon". Environment PENJING_ISA forces one;
+/* Kernels in use: "scalar", "sse41", "avx2", "avxvnni", "avx512vnni", "avx512amx", "neon",
+ * "neon_i8mm". Environment PENJING_ISA forces one;
  * NULL where it cannot. */
 PJ_API const char* pj_isa(void);
 
@@ -124,9 +125,10 @@ PJ_API int pj_model_create(const pj_model_desc* desc, pj_model** out);
 PJ_API void pj_model_free(pj_model* model); /* its sessions first */
 
 /* A session holds num_sequences sequences of up to max_context tokens, numbered from 0, which know nothing of each
- * other. kv_kind: PJ_F32, PJ_F16, or PJ_I8: 8-bit codes and a scale for each position and head. All memory a session
- * ever needs is allocated here; what a sequence does not use is never touched. A layer with a window keeps what its
- * window and PJ_WAY_BACK tokens need, not max_context positions. */
+ * other. kv_kind: PJ_F32, PJ_F16, or PJ_I8: 8-bit codes and a scale for each position and head; PJ_ABSENT: PJ_I8, but
+ * PJ_F16 where keys have a bias, whose few large entries would leave the others no steps. All memory a session ever
+ * needs is allocated here; what a sequence does not use is never touched. A layer with a window keeps what its window
+ * and PJ_WAY_BACK tokens need, not max_context positions. */
 PJ_API int pj_session_create(const pj_model* model, int max_context, int num_sequences, int num_threads, int kv_kind,
                              pj_session** out);
 PJ_API void pj_session_free(pj_session* session);

@@ -15,8 +15,8 @@ namespace {
 
 constexpr int kTilePanels = 2, kTileColumns = 6, kTileVectors = 1, kDirectColumns = 8;  // linear_codes
 constexpr bool kColumnPairs = false;
-constexpr int kFloatPanels = 4, kFloatColumns = 4;                                      // linear_float
-constexpr int kQueryTile = 4, kScoreBlocks = 4, kValueVectors = 4;                      // attend
+constexpr int kFloatPanels = 4, kFloatColumns = 4;                  // linear_float
+constexpr int kQueryTile = 4, kScoreBlocks = 4, kValueVectors = 4;  // attend
 
 using Floats = __m512;
 using Ints = __m512i;
@@ -77,7 +77,6 @@ inline Ints ints(int32_t x) { return _mm512_set1_epi32(x); }
 inline Ints load_u8(const uint8_t* p) {
   return _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
 }
-inline Ints load_s8(const void* p) { return _mm512_cvtepi8_epi32(_mm_loadu_si128(static_cast<const __m128i*>(p))); }
 inline Ints add(Ints a, Ints b) { return _mm512_add_epi32(a, b); }
 inline Ints sub(Ints a, Ints b) { return _mm512_sub_epi32(a, b); }
 inline Ints mul(Ints a, Ints b) { return _mm512_mullo_epi32(a, b); }

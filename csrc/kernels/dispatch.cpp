@@ -133,10 +133,10 @@ size_t linear_scratch_bytes(const Matrix& w) {
   return groups * (static_cast<size_t>(kMaxTilePanels) * w.stride * kLanes + kMaxTileColumns * sizeof(float));
 }
 
-// Weighted sums of the values for a tile of queries.
+// Weighted sums of the values for a tile of queries, and the queries' codes.
 size_t attend_scratch_bytes(int head_dim, int num_queries) {
   return static_cast<size_t>(num_queries < kMaxQueryTile ? num_queries : kMaxQueryTile) * round_up_lanes(head_dim) *
-         sizeof(float);
+         (sizeof(float) + 1);
 }
 
 }  // namespace penjing

@@ -36,8 +36,10 @@ struct QuantizedColumns {
 // Positions of one step of the softmax. Steps begin at multiples of it.
 constexpr int kSpan = 64;
 
-// Keys and values of one layer and one key-value head. Keys: [place / 16][head_dim][16]; values: [place][head_dim].
-// PJ_I8: codes as in QuantizedColumns, a whole head being the group.
+// Keys and values of one layer and one key-value head. Floats: keys [place / 16][head_dim][16], values
+// [place][head_dim]. PJ_I8: codes as in QuantizedColumns, a whole head being the group, each + 128 in a byte; both
+// [place / 16][dimension / 16][4 blocks][16][4], head_dim filled up to whole units with 0. A key's byte is in block
+// dimension % 16 / 4 at [place % 16][dimension % 4], a value's in block place % 16 / 4 at [dimension % 16][place % 4].
 struct KvHead {
   void* keys;
   void* values;
@@ -53,6 +55,11 @@ static inline int place_of(const KvHead& cache, int position) {
 }
 
 constexpr size_t kv_element_bytes(pj_kind kind) { return kind == PJ_F32 ? 4 : kind == PJ_F16 ? 2 : 1; }
+// Of the keys or the values of one position.
+constexpr size_t kv_row_bytes(pj_kind kind, int head_dim) {
+  return kind == PJ_I8 ? (static_cast<size_t>(head_dim) + 15) / 16 * 16
+                       : static_cast<size_t>(head_dim) * kv_element_bytes(kind);
+}
 
 struct Kernels {
   const char* name;
@@ -88,9 +95,11 @@ struct Kernels {
   // Softmax attention of num_queries queries (already scaled by attention_scale) against one key-value head:
   // query r, at positions[r] (ascending, repeats allowed: heads that share keys and values), sees positions
   // (positions[r] - window, positions[r]], window 0: from 0. Spans of absolute positions in ascending order, running
-  // maximum and sum: the split into calls does not matter. Scales of PJ_I8 multiply scores and weights, not what they
-  // are summed from. Reads whole blocks of 16 keys, no value before the first and none past the last
-  // position seen, so a ring need only hold what is seen. q, out: rows ld apart. scratch:
+  // maximum and sum: the split into calls does not matter. PJ_I8: a query becomes codes, as one group of
+  // quantize_columns, score = float(sum of products of codes) * (scale of the query * scale of the key); a span's
+  // weights, each times its value's scale, become codes in the same way, and their sum times their scale is added.
+  // Reads whole blocks of 16 positions, but nothing of what is not seen shows in the result, so a ring need only hold
+  // what is seen; of floats it reads no value before the first and none past the last. q, out: rows ld apart. scratch:
   // attend_scratch_bytes(head_dim, num_queries) bytes of the calling thread.
   void (*attend)(const KvHead& cache, int head_dim, const float* q, size_t ld_q, const int32_t* positions,
                  int num_queries, int window, float* out, size_t ld_out, void* scratch);

@@ -8,6 +8,10 @@
 #include "kernels/linear_float.inl"
 #include "kernels/row_dots.inl"
 #include "kernels/linear_codes.inl"
+#include "kernels/cache.inl"
+#include "kernels/softmax.inl"
+#include "kernels/attend_floats.inl"
+#include "kernels/attend_codes.inl"
 #include "kernels/attend.inl"
 // clang-format on
 

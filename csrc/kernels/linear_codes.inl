@@ -6,6 +6,7 @@
 namespace penjing {
 namespace {
 
+constexpr int kUnitBytes = kUnit * kLanes;  // of unpacked codes
 constexpr int kChains = 4;  // independent integer sums, which hide the latency of dot when there is one column
 
 // How codes are stored, as a template argument: uniform codes are their number of bits, books that and kBook.
@@ -217,6 +218,17 @@ inline void dot_tile(Ints (&total)[PANELS][COLUMNS], const uint8_t* codes, size_
   }
 }
 
+// The same of `num_units` times 16 inputs, whose codes lie `step` bytes apart.
+template <int WIDTH, int PANELS, int COLUMNS>
+inline void dot_units(Ints (&total)[PANELS][COLUMNS], const uint8_t* codes, size_t ld_codes, size_t step, int num_units,
+                      const int8_t* x, size_t ld_x) {
+  if constexpr (kColumnPairs) each_pair(total, [](auto& a, auto& b) { to_squares(a, b); });
+  for (int u = 0; u < num_units; ++u, codes += step, x += kUnit) {
+    dot_tile<WIDTH, PANELS, COLUMNS>(total, codes, ld_codes, x, ld_x);
+  }
+  if constexpr (kColumnPairs) each_pair(total, [](auto& a, auto& b) { from_squares(a, b); });
+}
+
 // WIDTH: how many bits dot must expect.
 template <int WIDTH, int PANELS, int COLUMNS, bool ZEROS>
 void tile(const Matrix& w, int panel, BytePanels bytes, const QuantizedColumns& x, int column, float* y, size_t ld_y) {
@@ -238,11 +250,10 @@ void tile(const Matrix& w, int panel, BytePanels bytes, const QuantizedColumns& 
         total[p][c] = first_sum(group[p], sum[static_cast<size_t>(c) * w.num_groups + g]);
       }
     }
-    if constexpr (kColumnPairs) each_pair(total, [](auto& a, auto& b) { to_squares(a, b); });
-    for (int u = 0; u < w.stride / kUnit; ++u, weight += 256, code += kUnit) {
-      dot_tile<WIDTH, PANELS, COLUMNS>(total, weight, bytes.ld, code, ld_x);
-    }
-    if constexpr (kColumnPairs) each_pair(total, [](auto& a, auto& b) { from_squares(a, b); });
+    const int num_units = w.stride / kUnit;
+    dot_units<WIDTH>(total, weight, bytes.ld, kUnitBytes, num_units, code, ld_x);
+    weight += num_units * kUnitBytes;
+    code += w.stride;
     for (int c = 0; c < COLUMNS; ++c) {
       const Floats scale_x = all(scale[static_cast<size_t>(c) * w.num_groups + g]);
       for (int p = 0; p < PANELS; ++p) acc[p][c] = fma(to_floats(total[p][c]), mul(group[p].scale, scale_x), acc[p][c]);

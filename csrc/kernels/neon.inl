@@ -120,12 +120,6 @@ inline Ints load_u8(const uint8_t* p) {
            vreinterpretq_s32_u32(vmovl_u16(vget_low_u16(high))),
            vreinterpretq_s32_u32(vmovl_u16(vget_high_u16(high)))}};
 }
-inline Ints load_s8(const void* p) {
-  const int8x16_t lanes = vld1q_s8(static_cast<const int8_t*>(p));
-  const int16x8_t low = vmovl_s8(vget_low_s8(lanes)), high = vmovl_s8(vget_high_s8(lanes));
-  return {{vmovl_s16(vget_low_s16(low)), vmovl_s16(vget_high_s16(low)), vmovl_s16(vget_low_s16(high)),
-           vmovl_s16(vget_high_s16(high))}};
-}
 inline Ints add(Ints a, Ints b) {
   return each<Ints>([&](int i) { return vaddq_s32(a.v[i], b.v[i]); });
 }

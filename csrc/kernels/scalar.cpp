@@ -9,8 +9,8 @@ namespace {
 
 constexpr int kTilePanels = 2, kTileColumns = 3, kTileVectors = 2, kDirectColumns = 2;  // linear_codes
 constexpr bool kColumnPairs = false;
-constexpr int kFloatPanels = 2, kFloatColumns = 2;                                      // linear_float
-constexpr int kQueryTile = 2, kScoreBlocks = 2, kValueVectors = 2;                      // attend
+constexpr int kFloatPanels = 2, kFloatColumns = 2;                  // linear_float
+constexpr int kQueryTile = 2, kScoreBlocks = 2, kValueVectors = 2;  // attend
 
 struct Floats {
   float v[kLanes];
@@ -154,9 +154,6 @@ inline Ints ints(int32_t x) {
 }
 inline Ints load_u8(const uint8_t* p) {
   return each<Ints>([=](int i) { return static_cast<int32_t>(p[i]); });
-}
-inline Ints load_s8(const void* p) {
-  return each<Ints>([=](int i) { return static_cast<int32_t>(static_cast<const int8_t*>(p)[i]); });
 }
 inline Ints add(Ints a, Ints b) {
   return each<Ints>([&](int i) { return wrapped(unsign(a.v[i]) + unsign(b.v[i])); });

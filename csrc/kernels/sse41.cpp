@@ -12,8 +12,8 @@ namespace {
 
 constexpr int kTilePanels = 1, kTileColumns = 2, kTileVectors = 2, kDirectColumns = 2;  // linear_codes
 constexpr bool kColumnPairs = false;
-constexpr int kFloatPanels = 1, kFloatColumns = 2;                                      // linear_float
-constexpr int kQueryTile = 2, kScoreBlocks = 1, kValueVectors = 1;                      // attend
+constexpr int kFloatPanels = 1, kFloatColumns = 2;                  // linear_float
+constexpr int kQueryTile = 2, kScoreBlocks = 1, kValueVectors = 1;  // attend
 
 constexpr int kQuarters = 4;
 struct Floats {
@@ -179,11 +179,6 @@ inline Ints load_u8(const uint8_t* p) {
   const __m128i lanes = load128(p);
   return {{_mm_cvtepu8_epi32(lanes), _mm_cvtepu8_epi32(_mm_srli_si128(lanes, 4)),
            _mm_cvtepu8_epi32(_mm_srli_si128(lanes, 8)), _mm_cvtepu8_epi32(_mm_srli_si128(lanes, 12))}};
-}
-inline Ints load_s8(const void* p) {
-  const __m128i lanes = load128(p);
-  return {{_mm_cvtepi8_epi32(lanes), _mm_cvtepi8_epi32(_mm_srli_si128(lanes, 4)),
-           _mm_cvtepi8_epi32(_mm_srli_si128(lanes, 8)), _mm_cvtepi8_epi32(_mm_srli_si128(lanes, 12))}};
 }
 inline Ints add(Ints a, Ints b) {
   return each<Ints>([&](int i) { return _mm_add_epi32(a.v[i], b.v[i]); });

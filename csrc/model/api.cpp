@@ -111,6 +111,7 @@ int pj_session_create(const pj_model* model, int max_context, int num_sequences,
     if (max_context < 1 || max_context > kMaxContext) fail(PJ_BAD_ARGUMENT, "a context of %d", max_context);
     if (num_sequences < 1 || num_sequences > kMaxSequences) fail(PJ_BAD_ARGUMENT, "%d sequences", num_sequences);
     check_threads(num_threads);
+    if (kv_kind == PJ_ABSENT) kv_kind = usual_kv_kind(model->model);
     if (kv_kind != PJ_F32 && kv_kind != PJ_F16 && kv_kind != PJ_I8)
       fail(PJ_BAD_ARGUMENT, "keys and values of kind %d", kv_kind);
     *out = new pj_session{{model->model, max_context, num_sequences, num_threads, static_cast<pj_kind>(kv_kind)}};

@@ -13,9 +13,7 @@ size_t num_heads(const Session& session) {
   return session.model.layers.size() * static_cast<size_t>(session.model.num_kv_heads);
 }
 
-size_t row_bytes(const Session& session) {
-  return static_cast<size_t>(session.model.head_dim) * kv_element_bytes(session.kv_kind);
-}
+size_t row_bytes(const Session& session) { return kv_row_bytes(session.kv_kind, session.model.head_dim); }
 
 // What head number i keeps for a sequence that can be cut to `least` tokens: a window's positions before them.
 Range kept(const Session& session, size_t i, int length, int least) {
@@ -51,43 +49,89 @@ void copy(const Session& session, const KvHead& from, const KvHead& to, Range po
   });
 }
 
-// One head's positions between its cache and a state, where they come in order: whole blocks of keys, values, scales
-// of keys, of values. move(in the cache, in the state, bytes). Of blocks at the ends only what belongs to the positions
-// is moved: the rest is somebody else's in the cache, and nobody's in the state.
-template <class State, class Move>
-State* carry(const Session& session, const KvHead& head, Range positions, State* state, Move move) {
-  const size_t dim = static_cast<size_t>(session.model.head_dim), element = kv_element_bytes(session.kv_kind);
-  const Range blocks = whole_blocks(positions);
-  for (int first = blocks.begin; first < blocks.end; first += PJ_LANES, state += PJ_LANES * dim * element) {
-    uint8_t* block = static_cast<uint8_t*>(head.keys) + static_cast<size_t>(place_of(head, first)) * dim * element;
-    const Range ours = intersect({first, first + PJ_LANES}, positions);
-    const size_t offset = static_cast<size_t>(ours.begin - first) * element;
-    if (ours.size() == PJ_LANES) {
-      move(block, state, PJ_LANES * dim * element);
-    } else if (!ours.empty()) {
-      for (size_t d = 0, at = offset; d < dim; ++d, at += PJ_LANES * element) {
-        move(block + at, state + at, static_cast<size_t>(ours.size()) * element);
+// Entries of a block of 16 positions: `count` runs, `spread` bytes apart, of `bytes` for each position.
+struct BlockShape {
+  size_t count, spread, bytes;
+};
+
+// One head's positions between its cache and a state, where they come in order: keys, values, scales of keys, of
+// values. move(in the cache, in the state, bytes). What lies in blocks is whole blocks in the state; of those at the
+// ends only what belongs to the positions is moved: the rest is somebody else's in the cache, and nobody's in the state.
+template <class Move>
+class Carrier {
+ public:
+  Carrier(const Session& session, const KvHead& head, Range positions, uint8_t* state, Move move)
+      : head_(head), positions_(positions), row_(row_bytes(session)), state_(state), move_(move) {}
+
+  uint8_t* run() {
+    if (head_.kind != PJ_I8) {
+      const size_t element = kv_element_bytes(head_.kind);
+      blocks(head_.keys, {row_ / element, PJ_LANES * element, element});
+      rows(head_.values, row_);
+      return state_;
+    }
+    blocks(head_.keys, {row_ / 4, 64, 4});
+    value_blocks();
+    rows(head_.key_scales, sizeof(float));
+    rows(head_.value_scales, sizeof(float));
+    return state_;
+  }
+
+ private:
+  const KvHead& head_;
+  const Range positions_;
+  const size_t row_;
+  uint8_t* state_;
+  const Move move_;
+
+  // visit(block in the cache, which of its positions are ours): where these are not all of them.
+  template <class Visit>
+  void each_block(void* array, Visit visit) {
+    const Range whole = whole_blocks(positions_);
+    for (int first = whole.begin; first < whole.end; first += PJ_LANES, state_ += PJ_LANES * row_) {
+      uint8_t* block = static_cast<uint8_t*>(array) + static_cast<size_t>(place_of(head_, first)) * row_;
+      const Range ours = intersect({first, first + PJ_LANES}, positions_);
+      if (ours.size() == PJ_LANES) {
+        move_(block, state_, PJ_LANES * row_);
+      } else if (!ours.empty()) {
+        visit(block, Range{ours.begin - first, ours.end - first});
       }
     }
   }
-  const auto carry_rows = [&](void* array, size_t bytes) {
-    for_each_run(head, positions, [&](size_t place, size_t count) {
-      move(static_cast<uint8_t*>(array) + place * bytes, state, count * bytes);
-      state += count * bytes;
+
+  void blocks(void* array, BlockShape shape) {
+    each_block(array, [&](uint8_t* block, Range ours) {
+      size_t at = static_cast<size_t>(ours.begin) * shape.bytes;
+      for (size_t i = 0; i < shape.count; ++i, at += shape.spread) {
+        move_(block + at, state_ + at, static_cast<size_t>(ours.size()) * shape.bytes);
+      }
     });
-  };
-  carry_rows(head.values, dim * element);
-  if (session.kv_kind == PJ_I8) {
-    carry_rows(head.key_scales, sizeof(float));
-    carry_rows(head.value_scales, sizeof(float));
   }
-  return state;
-}
+
+  // Values as codes: 4 positions of one dimension lie side by side.
+  void value_blocks() {
+    each_block(head_.values, [&](uint8_t* block, Range ours) {
+      for (int i = ours.begin; i < ours.end; ++i) {
+        for (size_t d = 0; d < row_; ++d) {
+          const size_t at = d / PJ_LANES * 256 + static_cast<size_t>(i / 4 * 64 + i % 4) + d % PJ_LANES * 4;
+          move_(block + at, state_ + at, 1);
+        }
+      }
+    });
+  }
+
+  void rows(void* array, size_t bytes) {
+    for_each_run(head_, positions_, [&](size_t place, size_t count) {
+      move_(static_cast<uint8_t*>(array) + place * bytes, state_, count * bytes);
+      state_ += count * bytes;
+    });
+  }
+};
 
 size_t carried_bytes(const Session& session, Range positions) {
-  const size_t scales = session.kv_kind == PJ_I8 ? 2 * sizeof(float) : 0;
-  return static_cast<size_t>(whole_blocks(positions).size()) * row_bytes(session) +
-         static_cast<size_t>(positions.size()) * (row_bytes(session) + scales);
+  const size_t row = row_bytes(session), in_blocks = static_cast<size_t>(whole_blocks(positions).size());
+  const size_t count = static_cast<size_t>(positions.size());
+  return session.kv_kind == PJ_I8 ? 2 * in_blocks * row + 2 * count * sizeof(float) : (in_blocks + count) * row;
 }
 
 bool can_hold(const Session& session, int length, int least) {
@@ -152,8 +196,8 @@ void export_state(const Session& session, int sequence, uint8_t* state) {
   const int length = session.lengths[s], least = session.least[s];
   std::memset(state, 0, state_bytes(session, length, least));  // the same bytes whatever was forgotten
   for (size_t i = 0; i < num_heads(session); ++i) {
-    state = carry(session, session.cache(sequence)[i], kept(session, i, length, least), state,
-                  [](const void* in_cache, void* in_state, size_t bytes) { std::memcpy(in_state, in_cache, bytes); });
+    const auto out = [](const void* in_cache, void* in_state, size_t bytes) { std::memcpy(in_state, in_cache, bytes); };
+    state = Carrier(session, session.cache(sequence)[i], kept(session, i, length, least), state, out).run();
   }
 }
 
@@ -165,9 +209,11 @@ void import_state(Session& session, int sequence, const uint8_t* state, int leng
   if (!can_hold(session, length, least)) {
     fail(PJ_BAD_ARGUMENT, "no state of %d tokens can be cut to %d", length, least);
   }
+  uint8_t* at = const_cast<uint8_t*>(state);  // only read: Carrier goes both ways
   for (size_t i = 0; i < num_heads(session); ++i) {
-    state = carry(session, session.cache(sequence)[i], kept(session, i, length, least), state,
-                  [](void* in_cache, const void* in_state, size_t bytes) { std::memcpy(in_cache, in_state, bytes); });
+    const auto in = [](void* in_cache, const void* in_state, size_t bytes) { std::memcpy(in_cache, in_state, bytes); };
+    const Range positions = kept(session, i, length, least);
+    at = Carrier(session, session.cache(sequence)[i], positions, at, in).run();
   }
   session.lengths[s] = length;
   session.least[s] = least;

@@ -124,7 +124,7 @@ void Session::take_cache() {
     head.capacity = cache_positions(model.layers[i / heads % model.layers.size()].window);
     if (head.capacity < max_context) kept_whole_ = std::min(kept_whole_, head.capacity);
     const size_t positions = static_cast<size_t>(head.capacity), scales = kv_kind == PJ_I8 ? positions : 0;
-    const size_t bytes = times(times(positions, static_cast<size_t>(model.head_dim)), kv_element_bytes(kv_kind));
+    const size_t bytes = times(positions, kv_row_bytes(kv_kind, model.head_dim));
     head.keys = arena_.take<uint8_t>(bytes);
     head.values = arena_.take<uint8_t>(bytes);
     head.key_scales = arena_.take<float>(scales);

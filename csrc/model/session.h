@@ -1,5 +1,6 @@
 // Conversations with a model: their KV caches, and every buffer that a forward pass writes.
 #pragma once
+#include <algorithm>
 #include <atomic>
 #include <climits>
 #include <memory>
@@ -56,6 +57,12 @@ struct RopeTable {
   const float* sin;
   int rotary_dim;
 };
+
+// How keys and values are kept where nobody says: see pj_session_create.
+inline pj_kind usual_kv_kind(const Model& model) {
+  const auto has_bias = [](const Layer& layer) { return layer.k.bias != nullptr; };
+  return std::any_of(model.layers.begin(), model.layers.end(), has_bias) ? PJ_F16 : PJ_I8;
+}
 
 struct Session {
   // way_back: what tests choose, so large that every layer keeps everything.

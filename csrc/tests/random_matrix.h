@@ -152,7 +152,7 @@ struct RandomColumns {
 struct RandomCache {
   RandomCache(Random& random, const Kernels& kernels, pj_kind kind, int head_dim, int length, int ring = 0)
       : capacity(ring ? ring : (length + 15) / 16 * 16),
-        keys(capacity * static_cast<size_t>(head_dim) * kv_element_bytes(kind), 0xff),
+        keys(capacity * kv_row_bytes(kind, head_dim), 0xff),
         values(keys.size(), 0xff),
         key_scales(capacity, std::nanf("")),
         value_scales(key_scales),

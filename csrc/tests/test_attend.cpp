@@ -57,15 +57,9 @@ struct Problem {
   std::vector<int32_t> positions;
 };
 
-// Element `at` of keys or values, which belongs to `position`.
-float cached(const KvHead& head, const void* array, size_t at, int position, const Kernels& oracle) {
-  if (head.kind == PJ_F32) return static_cast<const float*>(array)[at];
-  if (head.kind == PJ_I8) {
-    const float* scales = array == head.keys ? head.key_scales : head.value_scales;
-    return static_cast<float>(static_cast<const int8_t*>(array)[at]) * scales[position];
-  }
+float half_value(uint16_t half, const Kernels& oracle) {
   Matrix w = {};  // one row of one float16: read_row does the conversion
-  uint16_t panel[16] = {static_cast<const uint16_t*>(array)[at]};
+  uint16_t panel[16] = {half};
   w.kind = PJ_F16;
   w.data = reinterpret_cast<const uint8_t*>(panel);
   w.cols = 1;
@@ -74,39 +68,83 @@ float cached(const KvHead& head, const void* array, size_t at, int position, con
   return value;
 }
 
-// Softmax in float64, and how far rounding may take float32 from it.
+// Where an element lies, as kernels.h tells.
+size_t key_at(const KvHead& head, int dim, int position, int d) {
+  const size_t block = static_cast<size_t>(position / 16), i = static_cast<size_t>(position % 16);
+  if (head.kind != PJ_I8) return (block * dim + d) * 16 + i;
+  return block * 16 * kv_row_bytes(PJ_I8, dim) + d / 16 * 256 + d % 16 / 4 * 64 + i * 4 + d % 4;
+}
+size_t value_at(const KvHead& head, int dim, int position, int d) {
+  if (head.kind != PJ_I8) return static_cast<size_t>(position) * dim + d;
+  const size_t block = static_cast<size_t>(position / 16), i = static_cast<size_t>(position % 16);
+  return block * 16 * kv_row_bytes(PJ_I8, dim) + d / 16 * 256 + i / 4 * 64 + d % 16 * 4 + i % 4;
+}
+
+// An element of keys or values; of codes without its scale.
+float element(const KvHead& head, const void* array, size_t at, const Kernels& oracle) {
+  if (head.kind == PJ_F32) return static_cast<const float*>(array)[at];
+  if (head.kind == PJ_I8) return static_cast<float>(static_cast<const uint8_t*>(array)[at] - 128);
+  return half_value(static_cast<const uint16_t*>(array)[at], oracle);
+}
+float key_of(const KvHead& head, int dim, int position, int d, const Kernels& oracle) {
+  const float found = element(head, head.keys, key_at(head, dim, position, d), oracle);
+  return head.kind == PJ_I8 ? found * head.key_scales[position] : found;
+}
+float value_of(const KvHead& head, int dim, int position, int d, const Kernels& oracle) {
+  const float found = element(head, head.values, value_at(head, dim, position, d), oracle);
+  return head.kind == PJ_I8 ? found * head.value_scales[position] : found;
+}
+
+// The query as the scores see it.
+std::vector<double> query_of(const Problem& p, int r) {
+  const float* q = &p.q[r * p.ld()];
+  std::vector<double> out(q, q + p.shape.head_dim);
+  if (p.shape.kind != PJ_I8) return out;
+  double largest = 0;
+  for (double x : out) largest = std::max(largest, std::fabs(x));
+  for (double& x : out) x = std::nearbyint(x * (127 / largest)) * (largest / 127);
+  return out;
+}
+
+// Softmax in float64, and how far rounding may take float32 from it; of codes also the rounding of a span's weights.
 bool is_right(const Problem& p, const std::vector<float>& out, const Kernels& oracle) {
+  const KvHead& head = p.cache.head;
   const int dim = p.shape.head_dim;
   for (int r = 0; r < p.shape.queries; ++r) {
     const int last = p.positions[r], first = p.shape.window ? std::max(0, last - p.shape.window + 1) : 0;
-    std::vector<double> score, sum(dim, 0.0);
+    const std::vector<double> q = query_of(p, r);
+    std::vector<double> weight, sum(dim, 0.0), half_steps(dim, 0.0);
     double largest = -1e300, total = 0, largest_value = 0, largest_terms = 0;
     for (int i = first; i <= last; ++i) {
       double dot = 0, terms = 0;
       for (int d = 0; d < dim; ++d) {
-        const double product = static_cast<double>(p.q[r * p.ld() + d]) *
-                               cached(p.cache.head, p.cache.head.keys, (i / 16 * dim + d) * 16ull + i % 16, i, oracle);
+        const double product = q[d] * key_of(head, dim, i, d, oracle);
         dot += product;
         terms += std::fabs(product);
       }
-      score.push_back(dot);
+      weight.push_back(dot);
       largest = std::max(largest, dot);
       largest_terms = std::max(largest_terms, terms);
     }
+    for (double& w : weight) total += w = std::exp(w - largest);
     for (int i = first; i <= last; ++i) {
-      const double weight = std::exp(score[i - first] - largest);
-      total += weight;
+      double step = 0;  // of the codes of the weights of this span
+      for (int j = std::max(first, i / kSpan * kSpan); head.kind == PJ_I8 && j <= last && j / kSpan == i / kSpan; ++j) {
+        step = std::max(step, weight[j - first] * head.value_scales[j] / 127);
+      }
       for (int d = 0; d < dim; ++d) {
-        const double value = cached(p.cache.head, p.cache.head.values, static_cast<size_t>(i) * dim + d, i, oracle);
-        sum[d] += weight * value;
+        const double value = value_of(head, dim, i, d, oracle);
+        sum[d] += weight[i - first] * value;
         largest_value = std::max(largest_value, std::fabs(value));
+        if (step > 0) half_steps[d] += 0.5 * step * std::fabs(value / head.value_scales[i]);
       }
     }
     // a score is off by dim roundings of its terms, which the exponential makes relative; then sums of length terms
     const double relative =
         (2 * dim * largest_terms + 2.0 * (last - first + 1) + 16) * std::numeric_limits<float>::epsilon();
     for (int d = 0; d < dim; ++d) {
-      if (!(std::fabs(out[r * p.ld() + d] - sum[d] / total) <= relative * largest_value)) return false;
+      const double tolerance = relative * largest_value + half_steps[d] / total * (1 + relative);
+      if (!(std::fabs(out[r * p.ld() + d] - sum[d] / total) <= tolerance)) return false;
     }
   }
   return true;
@@ -162,7 +200,8 @@ void check_wild_scores(const Tables& tables) {
 
 // What store_kv writes, and that it writes nothing else.
 void check_store(const Tables& tables, pj_kind kind, int dim) {
-  const size_t element = kv_element_bytes(kind);
+  constexpr int kPosition = 19, kPositions = 32;
+  const size_t bytes = kv_element_bytes(kind);
   Random random(8);
   std::vector<float> key(dim), value(dim);
   const float special[] = {0.0f,
@@ -188,21 +227,28 @@ void check_store(const Tables& tables, pj_kind kind, int dim) {
   if (kind == PJ_I8) std::replace_if(key.begin(), key.end(), [](float x) { return !(std::fabs(x) < 1e5f); }, 1.0f);
   std::vector<uint8_t> first_keys, first_values;
   for (const Kernels* k : tables) {
-    std::vector<uint8_t> keys(32 * dim * element, 0xee), values(keys);
-    std::vector<float> scales(32, -1.0f), value_scales(scales);
-    const KvHead head = {keys.data(), values.data(), kind, 32, scales.data(), value_scales.data()};
-    k->store_kv(head, dim, 19, key.data(), value.data());
+    std::vector<uint8_t> keys(kPositions * kv_row_bytes(kind, dim), 0xee), values(keys);
+    std::vector<float> scales(kPositions, -1.0f), value_scales(scales);
+    const KvHead head = {keys.data(), values.data(), kind, kPositions, scales.data(), value_scales.data()};
+    k->store_kv(head, dim, kPosition, key.data(), value.data());
     if (first_keys.empty()) first_keys = keys, first_values = values;
     check(keys == first_keys && values == first_values, std::string(k->name) + " store_kv like scalar");
     bool ok = true;
-    for (int i = 0; i < 32; ++i) ok = ok && (scales[i] >= 0) == (kind == PJ_I8 && i == 19);
+    for (int i = 0; i < kPositions; ++i) ok = ok && (scales[i] >= 0) == (kind == PJ_I8 && i == kPosition);
+    std::vector<uint8_t> key_is_ours(keys.size()), value_is_ours(keys.size());
+    const int stored = static_cast<int>(kv_row_bytes(kind, dim) / bytes);  // dimensions, filled up
+    for (int d = 0; d < stored; ++d) {
+      std::fill_n(&key_is_ours[key_at(head, dim, kPosition, d) * bytes], bytes, uint8_t{1});
+      std::fill_n(&value_is_ours[value_at(head, dim, kPosition, d) * bytes], bytes, uint8_t{1});
+    }
     for (size_t i = 0; i < keys.size(); ++i) {
-      const size_t at = i / element;  // [position / 16][dim][16] and [position][dim]
-      ok = ok && (keys[i] != 0xee) <= (at / 16 / dim == 1 && at % 16 == 3);
-      ok = ok && (values[i] != 0xee) <= (at / dim == 19);
+      ok = ok && (keys[i] == 0xee || key_is_ours[i]) && (values[i] == 0xee || value_is_ours[i]);
+    }
+    for (int d = dim; d < stored; ++d) {
+      ok = ok && keys[key_at(head, dim, kPosition, d)] == 128 && values[value_at(head, dim, kPosition, d)] == 128;
     }
     for (int d = 0; d < dim; ++d) {
-      const float got = cached(head, values.data(), 19ull * dim + d, 19, tables.oracle());
+      const float got = value_of(head, dim, kPosition, d, tables.oracle());
       const float half_step = 0.5001f * largest_value / 127;
       const float tolerance = kind == PJ_I8    ? half_step
                               : kind == PJ_F32 ? 0.0f

@@ -90,7 +90,8 @@ struct SessionFree {
 };
 using OpenSession = std::unique_ptr<pj_session, SessionFree>;
 
-inline OpenSession open(const TinyModel& model, int threads, int context = kContext, int sequences = 1, int kind = PJ_F16) {
+inline OpenSession open(const TinyModel& model, int threads, int context = kContext, int sequences = 1,
+                        int kind = PJ_F16) {
   pj_session* session = nullptr;
   check(pj_session_create(model.model(), context, sequences, threads, kind, &session) == PJ_OK, "a session opens");
   return OpenSession(session);

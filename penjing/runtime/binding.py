@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 import penjing
 from penjing.errors import PenjingError
 
-ABI_VERSION: Final = 5
+ABI_VERSION: Final = 6
 MAX_ROPES: Final = 8
 WAY_BACK: Final = 256
 
@@ -29,7 +29,7 @@ FORGOTTEN: Final = 6
 ABSENT: Final = 0
 KINDS: Final = {"codes": 1, "f32": 2, "f16": 3, "bf16": 4}
 LEVELS: Final = {"uniform": 0, "ternary": 1, "book": 2}
-KV_KINDS: Final = {"f32": 2, "f16": 3, "i8": 5}
+KV_KINDS: Final = {"auto": 0, "f32": 2, "f16": 3, "i8": 5}
 ACTIVATIONS: Final = {"silu": 0, "gelu": 1, "gelu_tanh": 2}
 QK_NORMS: Final = {"none": 0, "head": 1, "full": 2}
 

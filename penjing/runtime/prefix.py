@@ -20,7 +20,7 @@ from penjing.errors import PenjingError
 from penjing.format.safetensors_file import SafetensorsFile, SafetensorsWriter, TensorSpec
 
 FORMAT: Final = "penjing-prefix"
-VERSION: Final = "2"
+VERSION: Final = "3"
 _INT32_MAX: Final = int(np.iinfo(np.int32).max)
 _AGAIN: Final = "evaluate the text again and save it"
 

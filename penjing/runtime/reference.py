@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from penjing.format.architecture import Architecture, Rope
 
+SPAN: Final = 64  # positions of one step of the softmax
 Array = NDArray[Any]  # float32 or float64, as the decoder was asked for
 
 _erf: Final = np.vectorize(math.erf, otypes=[np.float64])
@@ -83,10 +84,21 @@ def rotate(x_THD: Array, cos_TR: NDArray[np.float32], sin_TR: NDArray[np.float32
     return np.concatenate([low * cos - high * sin, high * cos + low * sin, rest], axis=-1)
 
 
-def attend(q_THD: Array, k_SKD: Array, v_SKD: Array, *, window: int) -> Array:
+def round_weights(weight_TS: Array, v_SD: Array) -> Array:
+    """Softmax weights as 8-bit codes, a scale for each query and span; each counts times the scale of its value."""
+    scale_S = np.abs(v_SD).max(axis=1) / 127
+    scale_S = np.where(scale_S > 0, scale_S, 1)  # a value that is 0 counts for nothing, however rounded
+    missing = -len(v_SD) % SPAN
+    scaled_TS = np.pad(weight_TS * scale_S, [(0, 0), (0, missing)])
+    rounded: Array = round_activations(scaled_TS, SPAN)[:, : len(v_SD)] / scale_S
+    return rounded
+
+
+def attend(q_THD: Array, k_SKD: Array, v_SKD: Array, *, window: int, coded: bool = False) -> Array:
     """Causal softmax attention, the queries being the last T of S positions and already scaled. [T, H, D]
 
     A query sees `window` positions, its own included; 0: all up to its own. Query heads share key-value heads in order.
+    coded: keys and values are codes, and the queries and softmax weights are rounded to such as well.
     """
     num_queries, num_heads, _ = q_THD.shape
     num_keys, num_kv, _ = k_SKD.shape
@@ -97,10 +109,13 @@ def attend(q_THD: Array, k_SKD: Array, v_SKD: Array, *, window: int) -> Array:
     if window:
         seen_TS &= key_1S > query_T1 - window
     out = np.empty_like(q_THD)
+    read_THD = round_cached(q_THD) if coded else q_THD
     for head in range(num_heads):
-        score_TS = np.where(seen_TS, q_THD[:, head] @ k_SKD[:, head // group].T, -np.inf)
+        v_SD = v_SKD[:, head // group]
+        score_TS = np.where(seen_TS, read_THD[:, head] @ k_SKD[:, head // group].T, -np.inf)
         weight_TS = np.exp(score_TS - score_TS.max(axis=1, keepdims=True))
-        out[:, head] = weight_TS @ v_SKD[:, head // group] / weight_TS.sum(axis=1, keepdims=True)
+        total_T1 = weight_TS.sum(axis=1, keepdims=True)
+        out[:, head] = (round_weights(weight_TS, v_SD) if coded else weight_TS) @ v_SD / total_T1
     return out
 
 
@@ -188,7 +203,8 @@ class Decoder:
         self.keys[n] = np.concatenate([self.keys[n], self.kept(k).astype(self.dtype)])
         self.values[n] = np.concatenate([self.values[n], self.kept(v).astype(self.dtype)])
         q = q * self.dtype(arch.attention_scale)
-        out = attend(q, self.keys[n], self.values[n], window=arch.layer_window[n])
+        coded = self.kept is round_cached
+        out = attend(q, self.keys[n], self.values[n], window=arch.layer_window[n], coded=coded)
         return self._linear(prefix + "o", out.reshape(num, -1))
 
     def _mlp(self, prefix: str, x_TI: Array) -> Array:

@@ -28,7 +28,7 @@ from penjing.runtime.prefix import Prefix, read_prefix, write_prefix
 if TYPE_CHECKING:
     from typing import Self  # Python 3.11
 
-KvKind = Literal["f16", "f32", "i8"]
+KvKind = Literal["auto", "f16", "f32", "i8"]
 _INT32: Final = np.iinfo(np.int32)
 
 
@@ -54,9 +54,10 @@ class Session:
 
     `context`: how many tokens one can hold. `sequences`: how many there are, numbered from 0, which know nothing of
     each other; where none is named it is the first. `threads`: all CPUs that this process may use by default; the
-    results do not depend on it. `kv`: how keys and values are kept; i8 is 8-bit codes
-    with a scale for each position and head, half the memory of f16. A layer that sees a window of the text keeps little
-    more than that, so a long text cannot be cut to any length, see `least_length`.
+    results do not depend on it. `kv`: how keys and values are kept. "i8" is 8-bit codes with a scale for each position
+    and head, half the memory of "f16" and less time at long texts; "auto" is that, but "f16" where keys have a bias,
+    which makes a few entries so large that codes leave no steps to the others (Qwen2). A layer that sees a window of
+    the text keeps little more than that, so a long text cannot be cut to any length, see `least_length`.
     Methods may be called from any thread; calls of one session wait for each other, except `cancel`.
     """
 
@@ -67,7 +68,7 @@ class Session:
         context: int = 2048,
         sequences: int = 1,
         threads: int | None = None,
-        kv: KvKind = "f16",
+        kv: KvKind = "auto",
     ) -> None:
         opened = container if isinstance(container, Container) else open_container(container)
         tensors = {name: opened.tensor(name) for name in opened.tensors if name != TOKENIZER}
@@ -86,7 +87,7 @@ class Session:
         context: int = 2048,
         sequences: int = 1,
         threads: int | None = None,
-        kv: KvKind = "f16",
+        kv: KvKind = "auto",
         where: str = "model",
     ) -> Self:
         """A session over arrays in memory: `tensors` as `Model` takes them. They must not change while it is open."""

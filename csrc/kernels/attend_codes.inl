@@ -1,0 +1,106 @@
+// Scores and weighted sums over a cache of codes, by the dot product of matrices: sums of products of bytes.
+//
+// A query's head becomes codes with one scale, and so do its softmax weights of a span, each times the scale of its
+// value. Sums are integers, so every instruction set and every tile gives the same bits here too.
+namespace penjing {
+namespace {
+
+// Queries as codes, and what dot leaves out for the codes of the cache being entries + 128.
+template <int QUERIES>
+struct CodedQueries {
+  int8_t* code;  // [query][ld]
+  size_t ld;
+  float scale[QUERIES];
+  int32_t first_sum[QUERIES];
+};
+
+inline int32_t first_code_sum(int32_t sum_x) { return (code_offset(8) - 128) * sum_x; }
+
+template <int QUERIES>
+inline void code_queries(const QueryTile<QUERIES>& tile, int head_dim, CodedQueries<QUERIES>& out) {
+  for (int r = 0; r < QUERIES; ++r) {
+    int32_t sum;
+    quantize_group(tile.q + r * tile.ld_q, head_dim, out.code + r * out.ld, &out.scale[r], &sum);
+    out.first_sum[r] = first_code_sum(sum);
+  }
+}
+
+// Scores of BLOCKS blocks of 16 positions, from block `block` of the span at `place` on.
+template <int QUERIES, int BLOCKS>
+inline void score_coded_blocks(QueryTile<QUERIES>& tile, const CodedQueries<QUERIES>& coded, const KvHead& cache,
+                               int place, int block) {
+  const size_t block_bytes = coded.ld * kLanes;
+  const uint8_t* keys = static_cast<const uint8_t*>(cache.keys) + place / kLanes * block_bytes + block * block_bytes;
+  Ints total[BLOCKS][QUERIES];
+  for (int r = 0; r < QUERIES; ++r) {
+    for (int b = 0; b < BLOCKS; ++b) total[b][r] = ints(coded.first_sum[r]);
+  }
+  const int num_units = static_cast<int>(coded.ld) / kUnit;
+  dot_units<dot_width(8)>(total, keys, block_bytes, kUnitBytes, num_units, coded.code, coded.ld);
+  for (int b = 0; b < BLOCKS; ++b) {
+    const Floats scale = load(cache.key_scales + place + (block + b) * kLanes);
+    for (int r = 0; r < QUERIES; ++r) {
+      const Floats both = mul(all(coded.scale[r]), scale);
+      store(tile.weight[r] + (block + b) * kLanes, mul(to_floats(total[b][r]), both));
+    }
+  }
+}
+
+template <int QUERIES>
+inline void score_coded_span(QueryTile<QUERIES>& tile, const CodedQueries<QUERIES>& coded, const KvHead& cache,
+                             int place, int block, int end) {
+  for (; block + kScoreBlocks <= end; block += kScoreBlocks) {
+    score_coded_blocks<QUERIES, kScoreBlocks>(tile, coded, cache, place, block);
+  }
+  for (; block < end; ++block) score_coded_blocks<QUERIES, 1>(tile, coded, cache, place, block);
+}
+
+// One span's weights as codes.
+template <int QUERIES>
+struct CodedWeights {
+  alignas(64) int8_t code[QUERIES][kSpan];
+  float scale[QUERIES];
+  int32_t first_sum[QUERIES];
+};
+
+// acc += weights * values for VECTORS vectors of 16 dimensions from d on, over blocks [block, end).
+template <int QUERIES, int VECTORS>
+inline void add_coded_values(QueryTile<QUERIES>& tile, const CodedWeights<QUERIES>& weights, const uint8_t* values,
+                             size_t block_bytes, int block, int end, int d) {
+  Ints total[VECTORS][QUERIES];
+  for (int r = 0; r < QUERIES; ++r) {
+    for (int v = 0; v < VECTORS; ++v) total[v][r] = ints(weights.first_sum[r]);
+  }
+  const uint8_t* units = values + block * block_bytes + static_cast<size_t>(d) * kLanes;
+  dot_units<dot_width(8)>(total, units, kUnitBytes, block_bytes, end - block, weights.code[0] + block * kLanes, kSpan);
+  for (int r = 0; r < QUERIES; ++r) {
+    for (int v = 0; v < VECTORS; ++v) {
+      float* acc = tile.acc + r * tile.ld_acc + d + v * kLanes;
+      store(acc, fma(to_floats(total[v][r]), all(weights.scale[r]), load(acc)));
+    }
+  }
+}
+
+// `values`: of the span that begins there.
+template <int QUERIES>
+inline void value_coded_span(QueryTile<QUERIES>& tile, const uint8_t* values, int block, int end) {
+  CodedWeights<QUERIES> weights;
+  for (int r = 0; r < QUERIES; ++r) {
+    int32_t sum;
+    const int first = block * kLanes;
+    quantize_group(tile.weight[r] + first, (end - block) * kLanes, weights.code[r] + first, &weights.scale[r], &sum);
+    weights.first_sum[r] = first_code_sum(sum);
+  }
+  const int dims = static_cast<int>(tile.ld_acc);
+  const size_t block_bytes = tile.ld_acc * kLanes;
+  int d = 0;
+  for (; d + kValueVectors * kLanes <= dims; d += kValueVectors * kLanes) {
+    add_coded_values<QUERIES, kValueVectors>(tile, weights, values, block_bytes, block, end, d);
+  }
+  for (; d < dims; d += kLanes) {
+    add_coded_values<QUERIES, 1>(tile, weights, values, block_bytes, block, end, d);
+  }
+}
+
+}  // namespace
+}  // namespace penjing
