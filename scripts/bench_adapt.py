@@ -148,8 +148,8 @@ def report(found: dict[str, Any]) -> str:
         "# Adapting on real data",
         "",
         (
-            f"{PARENT}. Machine: {found['device']['cpu']}, {found['device']['cores']} cores. "
-            f"Versions: {', '.join(f'{name} {number}' for name, number in found['versions'].items())}."
+            f"{PARENT}. Versions of the newest row: "
+            f"{', '.join(f'{name} {number}' for name, number in found['versions'].items())}."
         ),
         "",
         (
@@ -172,8 +172,8 @@ def report(found: dict[str, Any]) -> str:
         else:
             cells += [""] * 5
         lines.append(f"| {' | '.join(cells)} |")
-    commands = dict.fromkeys(row["command"] for row in found["rows"])
-    lines += ["", *(f"* `{command}`" for command in commands)]
+    runs = dict.fromkeys((row["command"], row["cpu"], row["cores"]) for row in found["rows"])
+    lines += ["", *(f"* `{command}`: {cpu}, {cores} cores" for command, cpu, cores in runs)]
     lines += [*(f"* {name}: {split}." for name, split in found["splits"].items()), ""]
     return "\n".join(lines)
 
@@ -216,10 +216,9 @@ def main() -> None:
             if any((r["task"], r["minutes"], r["method"]) == (name, minutes, method) for r in found["rows"]):
                 continue
             row = run(name, task, minutes, args, args.work) if minutes else base(name, task)
-            row["command"] = command
+            row |= {"command": command} | {key: device()[key] for key in ("cpu", "cores")}
             print(json.dumps({key: value for key, value in row.items() if "curve" not in key}), flush=True)
             found = {
-                "device": device(),
                 "versions": versions(),
                 "splits": found["splits"] | {name: task.split},
                 "rows": sorted([*found["rows"], row], key=lambda r: (r["task"], r["method"], r["minutes"])),

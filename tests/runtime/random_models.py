@@ -124,3 +124,30 @@ def mixed_layout(name, rows, cols):
         bits, group_size = codes[part]
         return Layout(kind="codes", rows=rows, cols=cols, bits=bits, group_size=group_size, symmetric=part in "qvo")
     return Layout(kind={"gate": "f16", "down": "bf16"}.get(part, "f32"), rows=rows, cols=cols)
+
+
+def assert_close(got, tiny, tokens, **options):
+    """Within what float32 does to this very model: the float32 reference's distance from the float64 one, times 8.
+
+    Both are the same sums in other orders, so their errors are of one size; 8 covers the luck of the largest of a few
+    thousand logits, and a code that rounds the other way.
+    """
+    exact = tiny.reference(**options).forward(tokens)[-len(got) :]
+    rough = tiny.reference(np.float32, **options).forward(tokens)[-len(got) :]
+    tolerance = 8 * np.abs(rough - exact).max() + 8 * np.finfo(np.float32).eps * np.abs(exact).max()
+    assert tolerance < 0.02 * np.abs(exact).max()  # else the comparison says nothing
+    assert np.abs(got - exact).max() <= tolerance
+
+
+def assert_near_rounded(got, tiny, tokens, kv=None):
+    """Where activations are rounded to 8 bits, float32 noise moves a few of them across a boundary, each by a whole
+    step; that moves others, so after some matrices the engine's roundings and the reference's are as good as
+    independent: their results may differ by sqrt(2) times what rounding does to this model. A wrong scale, zero point
+    or order of codes changes as much as the logits are large.
+    """
+    exact = tiny.reference(kv=kv).forward(tokens)
+    smooth = Decoder(tiny.arch, tiny.weights).forward(tokens)
+    effect = np.sqrt(np.mean((smooth - exact) ** 2))
+    error = np.sqrt(np.mean((got - exact) ** 2))
+    assert 0 < effect < 0.1 * np.sqrt(np.mean(exact**2))
+    assert error < 1.5 * effect

@@ -6,8 +6,7 @@ import dataclasses
 
 import numpy as np
 import pytest
-from runtime.random_models import BASE, FEATURES, Tiny, codes_layout
-from runtime.test_session import assert_close, assert_near_rounded
+from runtime.random_models import BASE, FEATURES, Tiny, assert_close, assert_near_rounded, codes_layout
 
 from penjing.errors import PenjingError
 from penjing.format.adapter import Adapter, Addition, write_adapter

@@ -11,7 +11,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from runtime.random_models import BASE, FEATURES, Tiny, codes_layout, mixed_layout
+from runtime.random_models import (
+    BASE,
+    FEATURES,
+    Tiny,
+    assert_close,
+    assert_near_rounded,
+    codes_layout,
+    mixed_layout,
+)
 
 from penjing.errors import PenjingError
 from penjing.format.architecture import Architecture, Rope
@@ -20,20 +28,6 @@ from penjing.format.pack import Layout, pack_float
 from penjing.runtime import binding
 from penjing.runtime.reference import Decoder, round_cached
 from penjing.runtime.session import Session
-
-
-def assert_close(got, tiny, tokens, **options):
-    """Within what float32 does to this very model: the float32 reference's distance from the float64 one, times 8.
-
-    Both are the same sums in other orders, so their errors are of one size; 8 covers the luck of the largest of a few
-    thousand logits, and a code that rounds the other way.
-    """
-    exact = tiny.reference(**options).forward(tokens)[-len(got) :]
-    rough = tiny.reference(np.float32, **options).forward(tokens)[-len(got) :]
-    tolerance = 8 * np.abs(rough - exact).max() + 8 * np.finfo(np.float32).eps * np.abs(exact).max()
-    assert tolerance < 0.02 * np.abs(exact).max()  # else the comparison says nothing
-    assert np.abs(got - exact).max() <= tolerance
-
 
 #: what each kind of cache does to keys and values
 KEPT = {"f32": None, "f16": np.float16, "i8": round_cached}
@@ -69,26 +63,23 @@ def test_a_cache_of_codes_matches_the_reference_with_rounded_keys_and_values(fea
         assert session.nbytes < exact.nbytes
 
 
+def test_codes_are_kept_unless_keys_have_a_bias():
+    def nbytes(tiny, kv):
+        with tiny.session(kv=kv) as session:
+            return session.nbytes
+
+    plain, biased = Tiny(BASE, biases=False), Tiny(BASE)
+    assert "layers.0.k.bias" in biased.tensors
+    assert nbytes(plain, "auto") == nbytes(plain, "i8") != nbytes(plain, "f16")
+    assert nbytes(biased, "auto") == nbytes(biased, "f16")
+
+
 def test_readers_of_one_input_may_differ():
     arch = dataclasses.replace(BASE, hidden_size=48, intermediate_size=32)
     tiny = Tiny(arch, mixed_layout)
     tokens = tiny.tokens(20)
     with tiny.session() as session:
         assert_near_rounded(session.forward(tokens, len(tokens)), tiny, tokens)
-
-
-def assert_near_rounded(got, tiny, tokens, kv=None):
-    """Where activations are rounded to 8 bits, float32 noise moves a few of them across a boundary, each by a whole
-    step; that moves others, so after some matrices the engine's roundings and the reference's are as good as
-    independent: their results may differ by sqrt(2) times what rounding does to this model. A wrong scale, zero point
-    or order of codes changes as much as the logits are large.
-    """
-    exact = tiny.reference(kv=kv).forward(tokens)
-    smooth = Decoder(tiny.arch, tiny.weights).forward(tokens)
-    effect = np.sqrt(np.mean((smooth - exact) ** 2))
-    error = np.sqrt(np.mean((got - exact) ** 2))
-    assert 0 < effect < 0.1 * np.sqrt(np.mean(exact**2))
-    assert error < 1.5 * effect
 
 
 FEATURES_AND_STORAGE = [
