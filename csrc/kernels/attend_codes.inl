@@ -30,7 +30,7 @@ template <int QUERIES, int BLOCKS>
 inline void score_coded_blocks(QueryTile<QUERIES>& tile, const CodedQueries<QUERIES>& coded, const KvHead& cache,
                                int place, int block) {
   const size_t block_bytes = coded.ld * kLanes;
-  const uint8_t* keys = static_cast<const uint8_t*>(cache.keys) + place / kLanes * block_bytes + block * block_bytes;
+  const uint8_t* keys = static_cast<const uint8_t*>(cache.keys) + (place / kLanes + block) * block_bytes;
   Ints total[BLOCKS][QUERIES];
   for (int r = 0; r < QUERIES; ++r) {
     for (int b = 0; b < BLOCKS; ++b) total[b][r] = ints(coded.first_sum[r]);

@@ -27,8 +27,7 @@ inline void weigh_span(QueryTile<QUERIES>& tile, const KvHead& cache, int r, int
   for (int b = block; b < end; ++b) {
     const int offset = start + b * kLanes;
     float* lanes = tile.weight[r] + b * kLanes;
-    Floats score = load(lanes);
-    score = lanes_between(tile.first[r] - offset, tile.last[r] - offset, score, unseen);
+    const Floats score = lanes_between(tile.first[r] - offset, tile.last[r] - offset, load(lanes), unseen);
     store(lanes, score);
     largest = at_least(largest, score);
   }
