@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from penjing.runtime.chat import ChatTemplate, Conversation, Message
     from penjing.runtime.constrain import Constraint, Kind
     from penjing.runtime.generate import Generation
-    from penjing.runtime.session import Session
+    from penjing.runtime.session import KvKind, Session
     from penjing.stages.foresight import Budget
     from penjing.tensors.statistics import Importance
 
@@ -47,15 +47,17 @@ def open(
     *,
     context: int = 2048,
     threads: int | None = None,
+    kv: KvKind = "auto",
     prefix_cache: str | Path | None = None,
     tell: Callable[[str], None] | None = None,
 ) -> Model:
     """Open a folder, a `.gguf`, a `.penjing`, "smollm2-135m" or a hub name. Raises PenjingError.
 
-    context: tokens that a prompt and its answer may have together. threads: every core by default. prefix_cache: a
-    folder or file that keeps what prompts begin with, over restarts; `tell` hears what comes of it.
+    context: tokens that a prompt and its answer may have together. threads: every core by default. kv: how keys and
+    values are kept, "i8", "f16" or "f32"; "auto" is i8, but f16 where keys have a bias. prefix_cache: a folder or file
+    that keeps what prompts begin with, over restarts; `tell` hears what comes of it.
     """
-    return Model(open_checkpoint(model), context=context, threads=threads, prefix_cache=prefix_cache, tell=tell)
+    return Model(open_checkpoint(model), context=context, threads=threads, kv=kv, prefix_cache=prefix_cache, tell=tell)
 
 
 class Model:
@@ -67,13 +69,14 @@ class Model:
         *,
         context: int = 2048,
         threads: int | None = None,
+        kv: KvKind = "auto",
         prefix_cache: str | Path | None = None,
         tell: Callable[[str], None] | None = None,
     ) -> None:
         self.checkpoint = checkpoint
         self.evidence: Evidence | None = None  # of the stage that wrote it, if it was written here
-        self._context, self._threads = context, threads
-        self._talk = Talk(checkpoint, context=context, threads=threads, prefix_cache=prefix_cache, tell=tell)
+        self._context, self._threads, self._kv = context, threads, kv
+        self._talk = Talk(checkpoint, context=context, threads=threads, kv=kv, prefix_cache=prefix_cache, tell=tell)
 
     def __repr__(self) -> str:
         arch = self.architecture
@@ -469,6 +472,6 @@ class Model:
         return calibration_windows(self.checkpoint, text, length=WINDOW, count=count)
 
     def _child(self, out: str | Path, evidence: Evidence) -> Model:
-        child = Model(open_checkpoint(out), context=self._context, threads=self._threads)
+        child = Model(open_checkpoint(out), context=self._context, threads=self._threads, kv=self._kv)
         child.evidence = evidence
         return child

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from penjing.runtime.constrain import Vocabulary
     from penjing.runtime.generate import Generation
     from penjing.runtime.prefix_cache import PrefixCache
-    from penjing.runtime.session import Session
+    from penjing.runtime.session import KvKind, Session
 
 
 class Talk:
@@ -33,12 +33,13 @@ class Talk:
         *,
         context: int,
         threads: int | None,
+        kv: KvKind,
         prefix_cache: str | Path | None,
         tell: Callable[[str], None] | None,
     ) -> None:
-        """context, threads: of the session. prefix_cache: where what prompts begin with is kept; `tell` hears of it."""
+        """context, threads, kv: of the session. prefix_cache: keeps beginnings of prompts; `tell` hears of it."""
         self._checkpoint, self._architecture = checkpoint, checkpoint.architecture
-        self._context, self._threads = context, threads
+        self._context, self._threads, self._kv = context, threads, kv
         self._session: Session | None = None
         self._unpacked: tempfile.TemporaryDirectory[str] | None = None
         self._cached: list[int] = []
@@ -75,7 +76,7 @@ class Talk:
 
             path = self._checkpoint.path
             packed = path if path.suffix == ".penjing" else self._packed_copy()
-            self._session = Session(packed, context=self._context, threads=self._threads)
+            self._session = Session(packed, context=self._context, threads=self._threads, kv=self._kv)
         return self._session
 
     @cached_property

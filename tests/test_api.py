@@ -36,6 +36,13 @@ def test_stream_says_why_it_ended(model):
     assert text == model.generate("Hello", max_tokens=5)
 
 
+def test_how_keys_and_values_are_kept_is_said_once(packed_talker):
+    with penjing.open(packed_talker, kv="f32") as exact, penjing.open(packed_talker) as usual:
+        assert exact.session.nbytes != usual.session.nbytes
+    with pytest.raises(PenjingError, match="keys and values of kind 'f8'"):
+        penjing.open(packed_talker, kv="f8").generate("Hello")
+
+
 def test_chat_renders_the_template(model):
     told = [{"role": "user", "content": "Hi"}]
     raw = "".join(model.stream("[user]Hi>", max_tokens=8))

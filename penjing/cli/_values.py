@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 import typer
 
@@ -42,6 +42,10 @@ MaxMinutes = Annotated[
     typer.Option("--max-minutes", min=0.0, help="Do not begin what takes longer.", show_default=False),
 ]
 Threads = Annotated[int | None, typer.Option("--threads", min=1, help="Default: every core.", show_default=False)]
+Kv = Annotated[
+    Literal["auto", "i8", "f16", "f32"],
+    typer.Option("--kv", help="How keys and values are kept; auto: i8, but f16 where keys have a bias."),
+]
 Context = Annotated[int, typer.Option("--context", min=1, help="Tokens that fit, prompt and answer together.")]
 
 

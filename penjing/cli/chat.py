@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from penjing.cli import _sampling as options
 from penjing.cli._show import note
-from penjing.cli._values import Context, Model, Threads
+from penjing.cli._values import Context, Kv, Model, Threads
 from penjing.errors import PenjingError
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ def command(
     prefix_cache: options.PrefixCache = None,
     context: Context = 4096,
     threads: Threads = None,
+    kv: Kv = "auto",
 ) -> None:
     """Talk with a model. What was said is not computed again."""
     from penjing import api
@@ -40,7 +41,7 @@ def command(
 
     sampler = Sampler(temperature, top_k, top_p, min_p, repetition_penalty, seed)
     turn: dict[str, Any] = {"max_tokens": max_tokens, "sampler": sampler, "stop": stop or ()}
-    with api.open(model, context=context, threads=threads, prefix_cache=prefix_cache, tell=note) as opened:
+    with api.open(model, context=context, threads=threads, kv=kv, prefix_cache=prefix_cache, tell=note) as opened:
         if adapter:
             opened.load_adapter(adapter)
         conversation = opened.conversation(system)

@@ -9,7 +9,7 @@ import typer
 
 from penjing.cli import _sampling as options
 from penjing.cli._show import emit, note, number
-from penjing.cli._values import Context, Json, Model, Threads
+from penjing.cli._values import Context, Json, Kv, Model, Threads
 
 PANEL = "Use it"
 
@@ -34,6 +34,7 @@ def command(
     prefix_cache: options.PrefixCache = None,
     context: Context = 2048,
     threads: Threads = None,
+    kv: Kv = "auto",
     as_json: Json = False,
 ) -> None:
     """Answer a prompt, word by word as it comes. Greedy unless a temperature is given."""
@@ -43,7 +44,7 @@ def command(
     settings: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
     settings |= {"repetition_penalty": repetition_penalty, "seed": seed}
     form = options.form(json_schema, regex, grammar)
-    with api.open(model, context=context, threads=threads, prefix_cache=prefix_cache, tell=note) as opened:
+    with api.open(model, context=context, threads=threads, kv=kv, prefix_cache=prefix_cache, tell=note) as opened:
         if adapter:
             opened.load_adapter(adapter)
         settings["constraint"] = opened.constraint(*form) if form else None
