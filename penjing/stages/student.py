@@ -25,6 +25,9 @@ from penjing.tensors.fake_quantize import product_dtype
 from penjing.tensors.groups import Quantized
 from penjing.train.computed import Computed, Gain, compute
 
+#: steps: between two of these a latent goes as far at most as that many learning rates, a small part of its cell
+_CONFINE_EVERY = 8
+
 
 @dataclass(frozen=True)
 class Student:
@@ -35,6 +38,8 @@ class Student:
     vectors: Mapping[str, Gain]
 
     def before_step(self, step: int) -> None:
+        if step % _CONFINE_EVERY:
+            return
         for matrix in self.matrices.values():
             matrix.confine_()
 
