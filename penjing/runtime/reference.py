@@ -8,7 +8,7 @@ G inputs of a group, H query heads, K key-value heads, D entries of a head, R ro
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
 import numpy as np
@@ -42,6 +42,11 @@ def round_head_input(x: Array, group_size: int) -> Array:
 def round_cached(x_TKD: Array) -> Array:
     """Keys or values as 8-bit codes, a scale for each position and head: what the engine keeps as `i8`."""
     return round_activations(x_TKD, x_TKD.shape[-1])
+
+
+def usual_cache(names: Iterable[str]) -> Any:
+    """`kv` of a Decoder as the engine has it where nobody says, for the names of a model's tensors."""
+    return np.float16 if any(name.endswith(".k.bias") for name in names) else round_cached
 
 
 def linear(x_TI: Array, weight_OI: Array, bias_O: Array | None = None) -> Array:

@@ -11,7 +11,7 @@ from penjing.data.text import load_tokenizer
 from penjing.format.container import open_container
 from penjing.format.pack import dequantize
 from penjing.measure import torch_decoder
-from penjing.runtime.reference import Decoder
+from penjing.runtime.reference import Decoder, usual_cache
 from penjing.runtime.session import Session
 
 #: its next word is beyond doubt: where two are as likely, rounding of activations decides, differently in each engine
@@ -21,8 +21,8 @@ TEXT = "One, two, three, four, five, six, seven, eight. One, two, three, four, f
 def check_packed(path: Path) -> float:
     """The engine's distance from the reference, as a multiple of what rounding activations to 8 bits does anyway.
 
-    Two roundings that are as good as independent differ by sqrt(2) times that (tests/runtime/test_session.py), and keys
-    and values are float16 here. Raises SystemExit above 1.6: then no speed of this file is printed.
+    Two roundings that are as good as independent differ by sqrt(2) times that (tests/runtime/random_models.py). Raises
+    SystemExit above 1.6: then no speed of this file is printed.
     """
     container = open_container(path)
     arch, layouts = container.architecture, container.layouts
@@ -31,7 +31,7 @@ def check_packed(path: Path) -> float:
     weights |= {name: container.tensor(name) for name in vectors}
     rounded = {name: layout.group_size for name, layout in layouts.items() if layout.kind == "codes"}
     tokens_T = np.random.default_rng(1).integers(arch.vocab_size, size=12)
-    near = Decoder(arch, weights, dtype=np.float32, rounded=rounded, kv=np.float16).forward(tokens_T)
+    near = Decoder(arch, weights, dtype=np.float32, rounded=rounded, kv=usual_cache(weights)).forward(tokens_T)
     smooth = Decoder(arch, weights, dtype=np.float32).forward(tokens_T)
     with Session(container, context=16, threads=2) as session:
         got = session.forward(tokens_T, len(tokens_T))
