@@ -95,7 +95,7 @@ static int run(const options* o) {
   if (pj_file_open(o->path, &file)) {
     complain(pj_file_error(), o->path);
   } else if (pj_model_create(pj_file_model(file), &model) ||
-             pj_session_create(model, o->context, 1, o->threads, PJ_ABSENT, &session)) {
+             pj_session_create(model, o->context, 1, o->threads, PJ_F16, &session)) {
     complain(pj_last_error(), o->path);
   } else if (!(logits = malloc((size_t)pj_file_model(file)->vocab_size * sizeof *logits))) {
     complain("out of memory", o->path);

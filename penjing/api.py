@@ -47,14 +47,14 @@ def open(
     *,
     context: int = 2048,
     threads: int | None = None,
-    kv: KvKind = "auto",
+    kv: KvKind = "f16",
     prefix_cache: str | Path | None = None,
     tell: Callable[[str], None] | None = None,
 ) -> Model:
     """Open a folder, a `.gguf`, a `.penjing`, "smollm2-135m" or a hub name. Raises PenjingError.
 
     context: tokens that a prompt and its answer may have together. threads: every core by default. kv: how keys and
-    values are kept, "i8", "f16" or "f32"; "auto" is i8, but f16 where keys have a bias. prefix_cache: a folder or file
+    values are kept, "f16", "f32", "i8" or "auto": i8, but f16 where keys have a bias. prefix_cache: a folder or file
     that keeps what prompts begin with, over restarts; `tell` hears what comes of it.
     """
     return Model(open_checkpoint(model), context=context, threads=threads, kv=kv, prefix_cache=prefix_cache, tell=tell)
@@ -69,7 +69,7 @@ class Model:
         *,
         context: int = 2048,
         threads: int | None = None,
-        kv: KvKind = "auto",
+        kv: KvKind = "f16",
         prefix_cache: str | Path | None = None,
         tell: Callable[[str], None] | None = None,
     ) -> None:

@@ -44,7 +44,10 @@ MaxMinutes = Annotated[
 Threads = Annotated[int | None, typer.Option("--threads", min=1, help="Default: every core.", show_default=False)]
 Kv = Annotated[
     Literal["auto", "i8", "f16", "f32"],
-    typer.Option("--kv", help="How keys and values are kept; auto: i8, but f16 where keys have a bias."),
+    typer.Option(
+        "--kv",
+        help="How keys and values are kept; i8 is less memory and faster prompts; auto: i8 unless keys have a bias.",
+    ),
 ]
 Context = Annotated[int, typer.Option("--context", min=1, help="Tokens that fit, prompt and answer together.")]
 

@@ -33,7 +33,7 @@ def command(
     prefix_cache: options.PrefixCache = None,
     context: Context = 4096,
     threads: Threads = None,
-    kv: Kv = "auto",
+    kv: Kv = "f16",
 ) -> None:
     """Talk with a model. What was said is not computed again."""
     from penjing import api

@@ -34,7 +34,7 @@ def command(
     prefix_cache: options.PrefixCache = None,
     context: Context = 2048,
     threads: Threads = None,
-    kv: Kv = "auto",
+    kv: Kv = "f16",
     as_json: Json = False,
 ) -> None:
     """Answer a prompt, word by word as it comes. Greedy unless a temperature is given."""

@@ -45,7 +45,7 @@ def round_cached(x_TKD: Array) -> Array:
 
 
 def usual_cache(names: Iterable[str]) -> Any:
-    """`kv` of a Decoder as the engine has it where nobody says, for the names of a model's tensors."""
+    """`kv` of a Decoder as the engine has it for kv="auto", for the names of a model's tensors."""
     return np.float16 if any(name.endswith(".k.bias") for name in names) else round_cached
 
 

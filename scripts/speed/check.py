@@ -33,7 +33,7 @@ def check_packed(path: Path) -> float:
     tokens_T = np.random.default_rng(1).integers(arch.vocab_size, size=12)
     near = Decoder(arch, weights, dtype=np.float32, rounded=rounded, kv=usual_cache(weights)).forward(tokens_T)
     smooth = Decoder(arch, weights, dtype=np.float32).forward(tokens_T)
-    with Session(container, context=16, threads=2) as session:
+    with Session(container, context=16, threads=2, kv="auto") as session:
         got = session.forward(tokens_T, len(tokens_T))
     error, effect = (float(np.sqrt(np.mean((logits - near) ** 2))) for logits in (got, smooth))
     floor = 1e-4 * float(np.sqrt(np.mean(near**2)))  # float weights: nothing is rounded but the sums

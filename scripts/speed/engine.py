@@ -73,7 +73,7 @@ def measure(path: Path, *, threads: int, prompts: Sequence[int], decode: int, se
     container = open_container(path)
     context = max(*prompts, BEFORE + decode, 64)  # the check of answers takes some too
     counts = {"": threads, "one_thread_": 1, "twice_the_threads_": 2 * threads}
-    sessions = {label: Session(container, context=context, threads=count) for label, count in counts.items()}
+    sessions = {label: Session(container, context=context, threads=count, kv="auto") for label, count in counts.items()}
     check_answers(list(sessions.values()), where=str(path))
     for label, session in sessions.items():
         found[f"{label}decode"] = decode_tokens_per_s(session, decode)
@@ -82,7 +82,9 @@ def measure(path: Path, *, threads: int, prompts: Sequence[int], decode: int, se
         session.close()
     found["of_read_limit"] = found["decode"] / read_limit(container, threads, BEFORE + decode // 2)
     if sequences > 1:
-        with Session(container, context=BEFORE * 4 + decode, sequences=sequences, threads=threads) as session:
+        with Session(
+            container, context=BEFORE * 4 + decode, sequences=sequences, threads=threads, kv="auto"
+        ) as session:
             found["together"] = gain_of_sequences(session, tokens_of(session, 64), min(decode, 32), 1)
     return found
 

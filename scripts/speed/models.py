@@ -111,7 +111,7 @@ def judge(files: Files, parent: Checkpoint, held_out: Windows, say: Say) -> None
 
 def judge_packed(path: Path, held_out: Windows) -> float:
     """Of the very file in the engine, activations of 8 bits and all."""
-    with Session(path, context=held_out.tokens_WT.shape[1]) as session:
+    with Session(path, context=held_out.tokens_WT.shape[1], kv="auto") as session:
         return quality(EngineScorer(session), held_out).perplexity
 
 
