@@ -43,7 +43,8 @@ def page(record: Mapping[str, Any], rows: Sequence[Row]) -> str:
         f"decoded. The machine reads {limits['read_gb_per_s']:.1f} GB/s and multiplies "
         f"{limits['int8_gmac_per_s']:.0f} billion int8 a second.\n\n"
         f"{bars(rows)}\n{contestants(record['found'], record['bytes'], record['perplexity'])}\n"
-        f"Tokens a second. Perplexity on {record['held_out']}: penjing's is that of the file in the engine, "
+        f'Tokens a second; penjing\'s keys and values kept as `kv="auto"` does, as codes. Perplexity on '
+        f"{record['held_out']}: penjing's is that of the file in the engine, "
         f"llama.cpp's that of its weights in float32; the parent has {record['perplexity']['parent']:.2f}. "
         f"Every file's answers were checked in this run (`scripts/speed/check.py`).\n{missing}"
     )
