@@ -116,9 +116,8 @@ typedef struct pj_session pj_session;
 
 PJ_API int pj_abi_version(void);
 PJ_API const char* pj_last_error(void);
-/* Kernels in use: "scalar", "sse41", "avx2", "avxvnni", "avx512vnni", "avx512amx", "neon",
- * "neon_i8mm". Environment PENJING_ISA forces one;
- * NULL where it cannot. */
+/* Kernels in use: "scalar", "sse41", "avx2", "avxvnni", "avx512vnni", "avx512amx", "neon" or "neon_i8mm". Environment
+ * PENJING_ISA forces one; NULL where it cannot. */
 PJ_API const char* pj_isa(void);
 
 PJ_API int pj_model_create(const pj_model_desc* desc, pj_model** out);

@@ -13,18 +13,10 @@ constexpr int dot_width(int bits) { return bits == 8 ? 8 : 6; }
 
 template <int WIDTH, int VECTORS, int CHAINS>
 inline void dot(Ints* acc, const Codes* c, const int8_t* x) {
-#pragma GCC unroll 4
-  for (int k = 0; k < VECTORS; ++k) {
-    int32_t four;
-    std::memcpy(&four, x + 4 * k, sizeof four);
-    const int8x16_t activations = vreinterpretq_s8_s32(vdupq_n_s32(four));
-#pragma GCC unroll 4
-    for (int i = 0; i < kQuarters; ++i) {
-      const uint8x16_t code = WIDTH == 8 ? veorq_u8(c[k].v[i], vdupq_n_u8(128)) : c[k].v[i];
-      int32x4_t& sum = acc[k % CHAINS].v[i];
-      sum = vdotq_s32(sum, vreinterpretq_s8_u8(code), activations);
-    }
-  }
+  dot_by<VECTORS, CHAINS>(acc, c, x, [](int32x4_t sum, uint8x16_t codes, int8x16_t activations) {
+    if (WIDTH == 8) codes = veorq_u8(codes, vdupq_n_u8(128));
+    return vdotq_s32(sum, vreinterpretq_s8_u8(codes), activations);
+  });
 }
 
 }  // namespace

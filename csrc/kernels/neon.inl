@@ -227,5 +227,21 @@ inline void add_plane1(const uint8_t* p, Codes* c) {
   }
 }
 
+// dot, by product(sum, 4 rows' codes of 4 inputs, those inputs four times): the new sum.
+template <int VECTORS, int CHAINS, class Product>
+inline void dot_by(Ints* acc, const Codes* c, const int8_t* x, Product product) {
+#pragma GCC unroll 4
+  for (int k = 0; k < VECTORS; ++k) {
+    int32_t four;
+    std::memcpy(&four, x + 4 * k, sizeof four);
+    const int8x16_t activations = vreinterpretq_s8_s32(vdupq_n_s32(four));
+#pragma GCC unroll 4
+    for (int i = 0; i < kQuarters; ++i) {
+      int32x4_t& sum = acc[k % CHAINS].v[i];
+      sum = product(sum, c[k].v[i], activations);
+    }
+  }
+}
+
 }  // namespace
 }  // namespace penjing

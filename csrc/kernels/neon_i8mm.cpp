@@ -15,17 +15,9 @@ constexpr int dot_width(int) { return 4; }
 
 template <int WIDTH, int VECTORS, int CHAINS>
 inline void dot(Ints* acc, const Codes* c, const int8_t* x) {
-#pragma GCC unroll 4
-  for (int k = 0; k < VECTORS; ++k) {
-    int32_t four;
-    std::memcpy(&four, x + 4 * k, sizeof four);
-    const int8x16_t activations = vreinterpretq_s8_s32(vdupq_n_s32(four));
-#pragma GCC unroll 4
-    for (int i = 0; i < kQuarters; ++i) {
-      int32x4_t& sum = acc[k % CHAINS].v[i];
-      sum = vusdotq_s32(sum, c[k].v[i], activations);
-    }
-  }
+  dot_by<VECTORS, CHAINS>(acc, c, x, [](int32x4_t sum, uint8x16_t codes, int8x16_t activations) {
+    return vusdotq_s32(sum, codes, activations);
+  });
 }
 
 // 16 rows x 2 columns as squares of 2 x 2, and back.
