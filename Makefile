@@ -167,17 +167,15 @@ $(TUNING_TEXT): $(STAMP) ## (general text to tune on, without what is judged on)
 
 # MB, or MB:MINUTES of tuning
 SIZES := 76,60,48,38
+BENCH_QUALITY = $(BIN)/python scripts/bench_quality.py --calibration ../shared/data/web_and_wiki \
+  --held-out ../shared/data/wikitext2/valid.txt --peer-python $(QUANTIZERS)/bin/python --llamacpp-python $(PEERS)/bin/python
 
 bench-quality: $(STAMP) $(QUANTIZERS)/.installed $(PEERS)/.installed $(TUNING_TEXT) ## Perplexity per byte beside other ways and llama.cpp's types; needs ../shared/data; SIZES=48:30 also tunes for half an hour
-	$(BIN)/python scripts/bench_quality.py --calibration ../shared/data/web_and_wiki \
-	  --held-out ../shared/data/wikitext2/valid.txt --tuning-text $(TUNING_TEXT) --sizes $(SIZES) \
-	  --peer-python $(QUANTIZERS)/bin/python --llamacpp-python $(PEERS)/bin/python -o docs/results/quality.md
+	$(BENCH_QUALITY) --tuning-text $(TUNING_TEXT) --sizes $(SIZES) -o docs/results/quality.md
 
 # The same table for parents whose weights lie on no grid: SmolLM2 after full fine-tuning, and a GPT-NeoX from scratch
 SECOND := build/quality/second
 THIRD := build/quality/third
-BENCH_PARENT = $(BIN)/python scripts/bench_quality.py --calibration ../shared/data/web_and_wiki \
-  --held-out ../shared/data/wikitext2/valid.txt --peer-python $(QUANTIZERS)/bin/python --llamacpp-python $(PEERS)/bin/python
 
 $(SECOND): $(STAMP)
 	$(BIN)/penjing adapt smollm2-135m $@ --method full --data ../shared/data/ml5_texts/darwin.txt \
@@ -187,9 +185,9 @@ $(THIRD): $(STAMP) $(TUNING_TEXT)
 	$(BIN)/penjing pretrain $(TUNING_TEXT) $@ --family gpt_neox --size 3M --force
 
 bench-parents: $(SECOND) $(THIRD) $(QUANTIZERS)/.installed $(PEERS)/.installed ## bench-quality for two more parents; needs ../shared/data
-	$(BENCH_PARENT) --model $(SECOND) --about 'SmolLM2-135M-Instruct after 300 steps of full fine-tuning on a book' \
+	$(BENCH_QUALITY) --model $(SECOND) --about 'SmolLM2-135M-Instruct after 300 steps of full fine-tuning on a book' \
 	  --sizes 76,60,48,38 -o docs/results/quality-second.md
-	$(BENCH_PARENT) --model $(THIRD) --about 'a GPT-NeoX of 3 million weights, trained from scratch' \
+	$(BENCH_QUALITY) --model $(THIRD) --about 'a GPT-NeoX of 3 million weights, trained from scratch' \
 	  --sizes 1.9,1.6,1.3,1.1 -o docs/results/quality-third.md
 
 COST_TEXT ?= ../shared/data/web_and_wiki/wiki_demo.txt
