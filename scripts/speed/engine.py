@@ -80,7 +80,8 @@ def measure(path: Path, *, threads: int, prompts: Sequence[int], decode: int, se
         for prompt in prompts if not label else prompts[:1] * (label == "one_thread_"):
             found[f"{label}prefill_{prompt}"] = prefill_tokens_per_s(session, prompt)
         session.close()
-    found["of_read_limit"] = found["decode"] / read_limit(container, threads, BEFORE + decode // 2)
+    limit, alone = (read_limit(container, count, BEFORE + decode // 2) for count in (threads, 1))
+    found |= {"of_read_limit": found["decode"] / limit, "reading_by_threads": limit / alone}
     if sequences > 1:
         with Session(
             container, context=BEFORE * 4 + decode, sequences=sequences, threads=threads, kv="auto"

@@ -58,6 +58,7 @@ def test_verdicts():
 MINE = {
     "decode": 200.0, "prefill_512": 3000.0, "prefill_2048": 2000.0, "one_thread_decode": 100.0,
     "one_thread_prefill_512": 2000.0, "twice_the_threads_decode": 150.0, "of_read_limit": 0.85, "spread": 0.1,
+    "reading_by_threads": 2.0,
 }  # fmt: skip
 FRESH = {"over_file_mb": 50.0, "first_token_s": 0.15, "wheel_mb": None, "wheel_note": "make wheel first"}
 
@@ -89,6 +90,22 @@ def test_every_row_of_the_issue_is_there_with_its_bar():
     text = page.bars(list(table.values()))
     assert "| decode, as good as llama.cpp Q4_0 | 2.00× | 1.80× | 2.50× | met |" in text
     assert "| wheel | – | 4.00 MB | 2.00 MB | not measured | make wheel first |" in text
+
+
+@pytest.mark.parametrize(
+    ("reading", "decode", "verdict"),
+    [(2.0, 160.0, "missed"), (2.0, 180.0, "met"), (1.3, 130.0, "aim met"), (1.3, 125.0, "missed")],
+)
+def test_two_threads_are_asked_for_no_more_than_bandwidth_allows(reading, decode, verdict):
+    row = rows.decode_by_threads(MINE | {"decode": decode, "reading_by_threads": reading}, "ours")
+    assert row.verdict == verdict
+    assert f"{reading:.2f}×" in row.note
+
+
+def test_the_read_limit_is_told_of_every_file_of_ours():
+    found = {"peer": {"decode": 1.0}, "ours": MINE, "eight": MINE | {"of_read_limit": 0.7}}
+    row = rows.of_read_limit(found, "ours")
+    assert (row.value, row.verdict, row.note) == (85.0, "met", "ours, eight: 70%")
 
 
 def test_a_round_of_a_packed_model_is_real(packed_talker):
