@@ -196,7 +196,6 @@ class Model:
         from penjing.recipe.fit import fit
         from penjing.stages.foresight import Budget
 
-        budget = Budget(max_bytes=max_memory, max_seconds=max_seconds)
         evidence = fit(
             self.checkpoint,
             Path(out),
@@ -208,7 +207,7 @@ class Model:
             minutes=minutes,
             seed=seed,
             force=force,
-            budget=None if budget == Budget() else budget,
+            budget=Budget(max_bytes=max_memory, max_seconds=max_seconds),
             progress=progress,
             tell=tell,
         )
@@ -261,7 +260,7 @@ class Model:
             seed=seed,
             force=force,
             progress=progress,
-            budget=None if budget == Budget() else budget,
+            budget=budget,
             tell=tell,
         )
         return self._child(out, evidence)
@@ -457,11 +456,12 @@ class Model:
     ) -> tuple[Mapping[str, Importance], Windows]:
         """How much the loss on a text minds errors in each matrix, and that text."""
         from penjing.stages.calibrate import calibrate, foresee
+        from penjing.stages.foresight import UNLIMITED
 
         windows = self._windows(data, count, seed, progress)
         cache = out.with_name(f"{out.name}.importance.safetensors")
-        if (budget is not None or tell is not None) and not cache.exists():
-            foresee(self.checkpoint, windows, budget, tell)
+        if (budget or tell is not None) and not cache.exists():
+            foresee(self.checkpoint, windows, budget or UNLIMITED, tell)
         return calibrate(self.checkpoint, windows, cache=cache, seed=seed, progress=progress), windows
 
     def _windows(self, data: str | Path | Corpus, count: int, seed: int, progress: Progress | None) -> Windows:

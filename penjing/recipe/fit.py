@@ -37,7 +37,7 @@ from penjing.runtime.binding import isa
 from penjing.stages import EVIDENCE, Progress
 from penjing.stages.calibrate import calibrate
 from penjing.stages.calibration_text import calibration_windows
-from penjing.stages.foresight import Budget
+from penjing.stages.foresight import UNLIMITED, Budget
 from penjing.stages.pack import check_out, pack
 from penjing.stages.quantize import quantize
 from penjing.stages.tune import tune
@@ -76,7 +76,7 @@ def fit(
     minutes: float | None = None,
     seed: int = 0,
     force: bool = False,
-    budget: Budget | None = None,
+    budget: Budget = UNLIMITED,
     progress: Progress | None = None,
     tell: Callable[[str], None] | None = None,
 ) -> Evidence:
@@ -101,10 +101,10 @@ def fit(
     with recording(
         "fit", settings, path=run / EVIDENCE, parent=parent.digest, corpus=held_out.digest, isa=isa()
     ) as work:
-        if budget is not None or tell is not None:
+        if budget or tell is not None:
             foreseen = foresee(
                 parent, calibration, held_out, run,
-                calibrated=cache.is_file(), minutes=minutes, budget=budget or Budget(), tell=tell,
+                calibrated=cache.is_file(), minutes=minutes, budget=budget, tell=tell,
             )  # fmt: skip
             work.predicted = dataclasses.asdict(foreseen)
         importances = calibrate(parent, calibration, cache=cache, seed=seed, progress=progress)

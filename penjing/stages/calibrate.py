@@ -53,11 +53,9 @@ def calibrate(
     return found
 
 
-def foresee(
-    parent: Checkpoint, calibration: Windows, budget: Budget | None, tell: Callable[[str], None] | None
-) -> None:
+def foresee(parent: Checkpoint, calibration: Windows, budget: Budget, tell: Callable[[str], None] | None) -> None:
     """Say what `calibrate` will take; raise PenjingError where a budget does not allow it."""
-    budget, where = budget or Budget(), f"what the loss of {parent.name} minds"
+    where = f"what the loss of {parent.name} minds"
     attempt = "--by-block, which holds one layer, or --method rtn"
     needed = calibration_memory(parent, calibration, hessians=with_hessians(parent))
     budget.check_memory(needed, where=where, attempt=attempt)

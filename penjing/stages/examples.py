@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from itertools import chain
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from penjing.data.dataset import open_dataset
 from penjing.data.encode import Codec, Example, codec, pair, preference
 from penjing.data.records import Record
 from penjing.data.splits import split
+from penjing.data.spool import Spool
 from penjing.errors import PenjingError
 from penjing.measure.answers import Answer, answer_of
 from penjing.stages.adapt import Examples
@@ -29,14 +29,15 @@ def read_examples(
     objective: str = AUTO,
     seed: int = 0,
 ) -> Examples:
-    """Every source is a task, called as its file without its ending. Raises PenjingError.
+    """Every source is a task, called as its file without its ending. Data may be larger than memory: examples are kept
+    on the disk. Raises PenjingError.
 
     Preferences become pairs of documents, chosen and rejected, and so do pairs, or three where there are negatives,
     unless `objective` is causal_lm, which learns the chosen answers.
     """
     reader = codec(parent)
-    documents: dict[str, list[Example]] = {}
-    held_out: list[Example] = []
+    documents: dict[str, Spool] = {}
+    held_out = Spool()
     files: list[Path] = []
     kinds: set[str] = set()
     objectives: set[str] = set()
@@ -48,11 +49,12 @@ def read_examples(
             raise PenjingError(f"two tasks are called {task!r}", where="--data", attempt="files of different names")
         chosen = choose(dataset.kind, objective, source)
         parts = split(dataset, validation=validation, held_out=0.0, seed=seed)
-        read = partial(_groups, reader, objective=chosen, question=question, max_tokens=max_tokens)
-        of_train, apart = [*chain(*map(read, parts.train.records()))], [*chain(*map(read, parts.validation.records()))]
-        documents[task] = [*chain(*of_train)]
-        held_out += chain(*apart)
-        groups |= {len(group) for group in [*of_train, *apart]}
+        documents[task] = Spool()
+        for part, spool in ((parts.train, documents[task]), (parts.validation, held_out)):
+            for record in part.records():
+                for group in _groups(reader, record, objective=chosen, question=question, max_tokens=max_tokens):
+                    spool.extend(group)
+                    groups.add(len(group))
         objectives.add(chosen)
         files += dataset.files
         kinds.add(dataset.kind)
@@ -61,7 +63,7 @@ def read_examples(
         raise PenjingError(f"{said} in one training", where="--data", attempt="data of one kind")
     answers: set[Answer] = set()
     if kinds == {"classification"}:
-        answers = {answer_of(example) for example in [*chain(*documents.values()), *held_out]}
+        answers = {answer_of(example) for example in chain(*documents.values(), held_out)}
     return Examples(
         documents=documents,
         held_out=held_out,

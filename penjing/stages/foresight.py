@@ -12,6 +12,7 @@ import os
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from penjing.checkpoint import Checkpoint
 from penjing.data.text import Windows
@@ -52,6 +53,10 @@ class Budget:
     max_bytes: int | None = None
     max_seconds: float | None = None
 
+    def __bool__(self) -> bool:
+        """Whether there is a limit."""
+        return self.max_bytes is not None or self.max_seconds is not None
+
     def after(self, seconds: float) -> Budget:
         """What is left when some of the time is gone."""
         left = None if self.max_seconds is None else max(0.0, self.max_seconds - seconds)
@@ -76,6 +81,9 @@ class Budget:
                 where=where,
                 attempt=attempt,
             )
+
+
+UNLIMITED: Final = Budget()
 
 
 def memory(

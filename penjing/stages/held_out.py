@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,7 +27,7 @@ def validation(examples: Examples, objective: Any, length: int) -> Callable[[Any
     """The held-out loss of a model; None where nothing was kept apart. `length`: most tokens of a document."""
     if not examples.held_out:
         return None
-    return held_out_loss(objective, _batches(examples.held_out, length, examples.group))
+    return held_out_loss(objective, _Batches(examples.held_out, length, examples.group))
 
 
 def judge(model: Any, examples: Examples, *, kind: str) -> dict[str, Any]:
@@ -46,13 +47,22 @@ def judge(model: Any, examples: Examples, *, kind: str) -> dict[str, Any]:
 def _margin(model: Any, held_out: Sequence[Document], kind: str) -> float:
     model.eval()
     total = 0.0
-    for batch in _batches(held_out, max(len(document.token_T) for document in held_out), 2):
+    for batch in _Batches(held_out, max(len(document.token_T) for document in held_out), 2):
         with precision.autocast(kind, "cpu"):
             chosen_P, rejected_P = by_pairs(answers(model, batch)[0])
         total += float((chosen_P - rejected_P).sum())
     return total / (len(held_out) // 2)
 
 
-def _batches(held_out: Sequence[Document], length: int, group: int) -> list[Batch]:
-    step = max(8, _BATCH_TOKENS // length) // group * group
-    return [pack(held_out[start : start + step]) for start in range(0, len(held_out), step)]
+@dataclass(frozen=True)
+class _Batches:
+    """Documents packed as they are asked for, so that no more of them are in memory than a batch has."""
+
+    documents: Sequence[Document]
+    length: int  # most tokens of a document
+    group: int
+
+    def __iter__(self) -> Iterator[Batch]:
+        step = max(8, _BATCH_TOKENS // self.length) // self.group * self.group
+        for start in range(0, len(self.documents), step):
+            yield pack(self.documents[start : start + step])

@@ -31,7 +31,7 @@ from penjing.format.source import row_indices
 from penjing.quant import apply, layout_for, technique
 from penjing.stages import EVIDENCE, Progress, base, build_spec, inherit_evidence
 from penjing.stages.codes import bits_per_weight, copy_rest, num_weights, packed, plan, row_chunks, runs
-from penjing.stages.foresight import Budget, Forecast, foretold, memory, remedies
+from penjing.stages.foresight import UNLIMITED, Budget, Forecast, foretold, memory, remedies
 from penjing.stages.rehearsal import Rehearsal
 from penjing.stages.weighing import Choice, Weighing
 from penjing.tensors.statistics import Importance, dead_inputs
@@ -51,7 +51,7 @@ def quantize(
     force: bool = False,
     seed: int = 0,
     progress: Progress | None = None,
-    budget: Budget | None = None,
+    budget: Budget = UNLIMITED,
     tell: Callable[[str], None] | None = None,
 ) -> Evidence:
     """Write a quantized child beside an untouched parent.
@@ -79,9 +79,9 @@ def quantize(
     shards = plan(parent, stored)
     with CheckpointWriter(out, shards, step=step, force=force) as writer:
         predicted = None
-        if budget is not None or tell is not None:
+        if budget or tell is not None:
             left = Rehearsal(parent, chosen, shards, writer.pending(), importances or {}, calibration, writer.folder)
-            predicted = _foreseen(left, writer, budget or Budget(), tell, f"{method}, {parent.name}")
+            predicted = _foreseen(left, writer, budget, tell, f"{method}, {parent.name}")
         inherit_evidence(parent, writer.folder)
         with recording(
             "quantize", settings, path=writer.folder / EVIDENCE, parent=parent.digest, corpus=corpus

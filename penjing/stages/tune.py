@@ -33,7 +33,7 @@ from penjing.quant import Tuning, tuning
 from penjing.stages import EVIDENCE, Progress, base, build_spec, inherit_evidence
 from penjing.stages.calibration_text import text_to_learn
 from penjing.stages.codes import bits_per_weight, copy_rest, packed, plan, runs
-from penjing.stages.foresight import Budget, tuning_memory
+from penjing.stages.foresight import UNLIMITED, Budget, tuning_memory
 from penjing.stages.student import Student, student, teacher
 from penjing.tensors.groups import Quantized
 from penjing.train import precision
@@ -82,7 +82,7 @@ def tune(
     minutes: float | None = None,
     force: bool = False,
     seed: int = 0,
-    budget: Budget | None = None,
+    budget: Budget = UNLIMITED,
     progress: Progress | None = None,
     tell: Callable[[str], None] | None = None,
 ) -> Evidence:
@@ -98,7 +98,7 @@ def tune(
     if not training.steps and minutes is None:
         raise PenjingError("nothing says how long to train", where="tune", attempt="--minutes 15, or --set steps=200")
     _check(child, parent)
-    needed = _foreseen(child, technique, training, budget or Budget(), tell)
+    needed = _foreseen(child, technique, training, budget, tell)
     text = text_to_learn(parent, data, num_tokens=_OWN_TOKENS, seed=seed, progress=progress)
     learnt, apart = _texts(parent, text, training, seed)
     said = {"method": method, "spec": dict(spec or {}), "minutes": minutes, "seed": seed, "teacher": parent.digest}

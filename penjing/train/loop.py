@@ -8,7 +8,7 @@ of the step's number (data, learning rate, dropout), so a run that goes on from 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -139,8 +139,8 @@ def train(
     return run.result()
 
 
-def held_out_loss(objective: Objective, batches: list[Batch], device: str = "cpu") -> Callable[[Any], float]:
-    """A `validate`: the objective's mean over fixed batches."""
+def held_out_loss(objective: Objective, batches: Iterable[Batch], device: str = "cpu") -> Callable[[Any], float]:
+    """A `validate`: the objective's mean over fixed batches, which are gone through each time."""
 
     def validate(model: Any) -> float:
         found = [objective(model, batch.to(device)) for batch in batches]

@@ -22,7 +22,7 @@ from penjing.errors import PenjingError
 from penjing.evidence import read
 from penjing.stages import rehearsal
 from penjing.stages.codes import plan
-from penjing.stages.foresight import Budget, remedies
+from penjing.stages.foresight import UNLIMITED, Budget, remedies
 from penjing.stages.quantize import choices, quantize
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -241,7 +241,10 @@ def test_time_that_is_gone_is_no_longer_there():
     budget = Budget(max_bytes=7, max_seconds=60.0)
     assert budget.after(20.0) == Budget(max_bytes=7, max_seconds=40.0)
     assert budget.after(90.0) == Budget(max_bytes=7, max_seconds=0.0)
-    assert Budget().after(20.0) == Budget()
+    assert Budget().after(20.0) == UNLIMITED
+    assert not UNLIMITED
+    assert Budget(max_bytes=0)
+    assert Budget(max_seconds=0.0)
 
 
 @pytest.mark.parametrize(("method", "said"), [("rtn", "a larger budget"), ("hqq", "--method rtn")])
