@@ -416,14 +416,14 @@ class Model:
         """Measure this very file, under the keys of `penjing measure --json`.
 
         what: some of "quality" (needs `text`), "speed", "memory" (both need a packed file); by default all that is
-        possible. options: window, max_windows, threads, repeats, progress.
+        possible. options: window, max_windows, repeats, progress; threads and kv are as this model was opened.
         """
         from penjing.data.text import as_corpus
         from penjing.measure.compare import compare
 
         corpus = None if text is None else as_corpus(text)
         possible = (["quality"] if corpus else []) + (["speed", "memory"] if self.is_packed else [])
-        options.setdefault("threads", self._threads)
+        options = {"threads": self._threads, "kv": self._kv} | options
         return compare(
             [self.checkpoint],
             what=list(what) or possible,

@@ -95,7 +95,7 @@ def fresh_numbers(path: Path, wheel: Path | None) -> dict[str, Any]:
         times.append(time.perf_counter() - start)
     built = wheel if wheel and wheel.is_file() else None
     return {
-        "over_file_mb": measure_memory(path).over_file_bytes / 1e6,
+        "over_file_mb": measure_memory(path, kv="auto").over_file_bytes / 1e6,
         "first_token_s": statistics.median(times),
         "wheel_mb": built.stat().st_size / 1e6 if built else None,
         "wheel_note": built.name if built else "make wheel first",

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from penjing.cli._show import progress
 from penjing.cli._values import corpus, words
+
+if TYPE_CHECKING:
+    from penjing.runtime.session import KvKind
 
 What = Annotated[
     str,
@@ -37,6 +40,7 @@ def measure_all(
     window_length: int,
     threads: int | None,
     repeats: int,
+    kv: KvKind,
 ) -> list[dict[str, Any]]:
     """One result a model, all on the same work in one run."""
     from penjing.checkpoint import open_checkpoint
@@ -55,5 +59,6 @@ def measure_all(
             max_windows=windows,
             threads=threads,
             repeats=repeats,
+            kv=kv,
             progress=report,
         )

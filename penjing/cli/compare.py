@@ -10,7 +10,7 @@ import typer
 from penjing.cli._measured import measured
 from penjing.cli._measuring import NumWindows, Parent, Repeats, Text, What, WindowLength, measure_all
 from penjing.cli._show import emit
-from penjing.cli._values import Json, Models, Threads
+from penjing.cli._values import Json, Kv, Models, Threads
 from penjing.errors import PenjingError
 
 PANEL = "Judge it"
@@ -30,6 +30,7 @@ def command(
     window_length: WindowLength = 512,
     threads: Threads = None,
     repeats: Repeats = 5,
+    kv: Kv = "f16",
     plot: Plot = None,
     as_json: Json = False,
 ) -> None:
@@ -45,6 +46,7 @@ def command(
         window_length=window_length,
         threads=threads,
         repeats=repeats,
+        kv=kv,
     )
     if plot is not None:
         _draw(plot, found)

@@ -11,7 +11,7 @@ from penjing.cli._choosing import KINDS, show_calibration, show_sensitivity
 from penjing.cli._measured import measured
 from penjing.cli._measuring import Parent, Repeats, Text, measure_all
 from penjing.cli._show import emit
-from penjing.cli._values import Json, Model, Seed, Threads, whole_numbers
+from penjing.cli._values import Json, Kv, Model, Seed, Threads, whole_numbers
 from penjing.errors import PenjingError
 
 PANEL = "Judge it"
@@ -67,6 +67,7 @@ def command(
     plot: Plot = None,
     threads: Threads = None,
     repeats: Repeats = 5,
+    kv: Kv = "f16",
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
@@ -116,6 +117,7 @@ def command(
         window_length=length,
         threads=threads,
         repeats=repeats,
+        kv=kv,
     )[0]
     emit(found, as_json, lambda console: console.print(measured([found["model"]], [found])))
 

@@ -19,6 +19,7 @@ from penjing.measure.speed import speeds
 if TYPE_CHECKING:
     from penjing.measure.torch_decoder import DecoderScorer
     from penjing.measure.torch_model import TorchScorer
+    from penjing.runtime.session import KvKind
 
 WHAT = ("quality", "speed", "memory")
 WINDOW = 512  # tokens
@@ -78,27 +79,30 @@ def compare(
     max_windows: int | None = None,
     threads: int | None = None,
     repeats: int = 5,
+    kv: KvKind = "f16",
     progress: Progress | None = None,
 ) -> list[dict[str, Any]]:
     """One row a model, in order, under the keys of `measure --json`.
 
-    Quality needs a corpus. Speed and memory are the engine's: rows of models that are not packed are without.
+    Quality needs a corpus. Speed and memory are the engine's: rows of models that are not packed are without. kv: how
+    the engine keeps keys and values, see `Session`.
     Raises PenjingError for what cannot be measured of any of them.
     """
     _check_request(checkpoints, what, corpus)
     rows: list[dict[str, Any]] = [describe(checkpoint) for checkpoint in checkpoints]
     if "quality" in what and corpus is not None:
-        for row, found in zip(rows, _quality(checkpoints, corpus, parent, window, max_windows, progress), strict=True):
+        scored = _quality(checkpoints, corpus, parent, window, max_windows, kv, progress)
+        for row, found in zip(rows, scored, strict=True):
             row["quality"] = found.to_json()
     packed = [index for index, checkpoint in enumerate(checkpoints) if is_packed(checkpoint)]
     paths = [checkpoints[index].path for index in packed]
     if "speed" in what:
-        measured = speeds(paths, threads=threads, repeats=repeats, progress=progress)
+        measured = speeds(paths, threads=threads, repeats=repeats, kv=kv, progress=progress)
         for index, speed in zip(packed, measured, strict=True):
             rows[index]["speed"] = speed.to_json()
     if "memory" in what:
         for index, path in zip(packed, paths, strict=True):
-            rows[index]["memory"] = measure_memory(path, threads=threads).to_json()
+            rows[index]["memory"] = measure_memory(path, threads=threads, kv=kv).to_json()
     return rows
 
 
@@ -119,7 +123,7 @@ def is_packed(checkpoint: Checkpoint) -> bool:
 
 
 @contextmanager
-def scorer_of(checkpoint: Checkpoint, window: int) -> Iterator[Scorer]:
+def scorer_of(checkpoint: Checkpoint, window: int, kv: KvKind = "f16") -> Iterator[Scorer]:
     """The engine for a packed model, transformers for any other. `window` tokens at most are scored at once."""
     if not is_packed(checkpoint):
         yield _torch_scorer(checkpoint)
@@ -127,7 +131,7 @@ def scorer_of(checkpoint: Checkpoint, window: int) -> Iterator[Scorer]:
     from penjing.measure.engine_model import EngineScorer
     from penjing.runtime.session import Session
 
-    session = Session(checkpoint.path, context=window)
+    session = Session(checkpoint.path, context=window, kv=kv)
     try:
         yield EngineScorer(session)
     finally:
@@ -153,6 +157,7 @@ def _quality(
     parent: Checkpoint | None,
     window: int,
     max_windows: int | None,
+    kv: KvKind,
     progress: Progress | None,
 ) -> list[Quality]:
     """Models with the same windows are scored together, so that the parent predicts each window once."""
@@ -168,8 +173,8 @@ def _quality(
             )
         with ExitStack() as stack:
             members = [index for index, entry in enumerate(cut) if entry.digest == digest]
-            scorers = {str(i): stack.enter_context(scorer_of(checkpoints[i], window)) for i in members}
-            teacher = stack.enter_context(scorer_of(parent, window)) if parent is not None else None
+            scorers = {str(i): stack.enter_context(scorer_of(checkpoints[i], window, kv)) for i in members}
+            teacher = stack.enter_context(scorer_of(parent, window, kv)) if parent is not None else None
             scored = qualities(scorers, cut[members[0]], parent=teacher, progress=progress)
         found |= {int(name): quality for name, quality in scored.items()}
     return [found[index] for index in range(len(checkpoints))]

@@ -1,6 +1,6 @@
 """What only a fresh process can show: its peak memory and the time to its first token.
 
-`python -m penjing.measure.fresh first-token PATH` and `… memory PATH PROMPT DECODE CONTEXT THREADS`, started by
+`python -m penjing.measure.fresh first-token PATH` and `… memory PATH KV PROMPT DECODE CONTEXT THREADS`, started by
 `run`; each prints one line of JSON. Nothing here imports torch.
 """
 
@@ -11,12 +11,15 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
 import penjing
 from penjing.errors import PenjingError
+
+if TYPE_CHECKING:
+    from penjing.runtime.session import KvKind
 
 #: any model that penjing is for has loaded and answered long before
 TIMEOUT_S = 600.0
@@ -63,12 +66,12 @@ def first_token(path: Path) -> dict[str, Any]:
     return {"token": int(session.forward(tokens)[-1].argmax())}
 
 
-def memory(path: Path, prompt: int, decode: int, context: int, threads: int) -> dict[str, Any]:
+def memory(path: Path, kv: KvKind, prompt: int, decode: int, context: int, threads: int) -> dict[str, Any]:
     """Prefill and decode in a session of `context` positions, then read the process's high-water mark."""
     from penjing.evidence import peak_rss_bytes
     from penjing.runtime.session import Session
 
-    session = Session(path, context=context, threads=threads)
+    session = Session(path, context=context, threads=threads, kv=kv)
     tokens = (np.arange(prompt, dtype=np.int64) * 7919 % session.vocab_size).astype(np.int32)  # numpy.random has a size
     logits = session.forward(tokens)
     for _ in range(decode):
@@ -77,8 +80,12 @@ def memory(path: Path, prompt: int, decode: int, context: int, threads: int) -> 
 
 
 def main(arguments: list[str]) -> None:
-    job, path, *numbers = arguments
-    found = first_token(Path(path)) if job == "first-token" else memory(Path(path), *map(int, numbers))
+    job, path, *rest = arguments
+    if job == "first-token":
+        found = first_token(Path(path))
+    else:
+        kv, *numbers = rest
+        found = memory(Path(path), cast("KvKind", kv), *map(int, numbers))
     print(json.dumps(found))
 
 

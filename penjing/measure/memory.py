@@ -9,6 +9,7 @@ from typing import Any
 from penjing.errors import PenjingError
 from penjing.evidence import num_cores
 from penjing.measure import fresh
+from penjing.runtime.session import KvKind
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +24,13 @@ class Memory:
 
 
 def measure_memory(
-    path: Path, *, prompt: int = 512, decode: int = 32, context: int = 2048, threads: int | None = None
+    path: Path,
+    *,
+    prompt: int = 512,
+    decode: int = 32,
+    context: int = 2048,
+    threads: int | None = None,
+    kv: KvKind = "f16",
 ) -> Memory:
     """Prefill `prompt` tokens and decode `decode` more, in a session that has room for `context` positions."""
     if prompt + decode > context:
@@ -33,5 +40,5 @@ def measure_memory(
             attempt=f"a context of {prompt + decode}",
         )
     jobs = (prompt, decode, context, threads or num_cores())
-    peak = int(fresh.run("memory", str(path), *map(str, jobs))["peak_rss_bytes"])
+    peak = int(fresh.run("memory", str(path), kv, *map(str, jobs))["peak_rss_bytes"])
     return Memory(peak_rss_bytes=peak, over_file_bytes=peak - path.stat().st_size)

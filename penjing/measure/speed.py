@@ -26,7 +26,7 @@ from penjing.format.pack import Layout
 from penjing.measure import fresh
 from penjing.measure.probe import read_bytes_per_s
 from penjing.measure.quality import Progress
-from penjing.runtime.session import Session
+from penjing.runtime.session import KvKind, Session
 
 Key = TypeVar("Key")
 Clock = Callable[[], float]
@@ -36,7 +36,9 @@ PROMPT = 512  # tokens of a prefill
 DECODE = 128  # tokens decoded
 DECODE_PROMPT = 16  # tokens before the first decoded one
 _FIRST_TOKEN_REPEATS = 3
-_KV_BYTES = 2  # sessions keep keys and values as float16 unless told otherwise
+#: of a key's or value's entry; `auto` counts as codes, whose scale for each position and head comes on top
+_KV_BYTES = {"f32": 4, "f16": 2, "i8": 1, "auto": 1}
+_KV_SCALE_BYTES = {"i8": 4, "auto": 4}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +84,7 @@ def speeds(
     prompt: int = PROMPT,
     decode: int = DECODE,
     repeats: int = 5,
+    kv: KvKind = "f16",
     clock: Clock = time.perf_counter,
     progress: Progress | None = None,
 ) -> list[Speed]:
@@ -97,11 +100,11 @@ def speeds(
         for index, path in enumerate(paths):
             container = open_container(path)
             stack.callback(container.close)
-            sessions = {count: Session(container, context=context, threads=count) for count in counts}
+            sessions = {count: Session(container, context=context, threads=count, kv=kv) for count in counts}
             for session in sessions.values():
                 stack.callback(session.close)
             check_answers(list(sessions.values()), where=str(path))
-            size = bytes_per_token(container.architecture, container.layouts, DECODE_PROMPT + decode // 2)
+            size = bytes_per_token(container.architecture, container.layouts, DECODE_PROMPT + decode // 2, kv)
             for count, session in sessions.items():
                 tasks[index, count, "prefill"] = _prefill(session, prompt)
                 tasks[index, count, "decode"] = _decode(session, decode)
@@ -140,7 +143,7 @@ def relative_spread(samples: Sequence[float]) -> float:
     return (high - low) / median
 
 
-def bytes_per_token(architecture: Architecture, layouts: Mapping[str, Layout], context: int) -> int:
+def bytes_per_token(architecture: Architecture, layouts: Mapping[str, Layout], context: int, kv: KvKind = "f16") -> int:
     """Bytes of memory that decoding one token after `context` others must read.
 
     All matrices with their scales and zero points (of an embedding that is not also the head: one row), norms, keys
@@ -152,7 +155,8 @@ def bytes_per_token(architecture: Architecture, layouts: Mapping[str, Layout], c
         matrices -= embed.nbytes - embed.nbytes // embed.rows
     norms = 4 * sum(architecture.norm_sizes().values())
     positions = sum(min(window or context, context) for window in architecture.layer_window)
-    return matrices + norms + 2 * _KV_BYTES * architecture.kv_size * positions
+    scales = _KV_SCALE_BYTES.get(kv, 0) * architecture.num_kv_heads
+    return matrices + norms + 2 * (_KV_BYTES[kv] * architecture.kv_size + scales) * positions
 
 
 def check_answers(sessions: Sequence[Session], *, where: str) -> None:

@@ -92,7 +92,7 @@ def measure(path: Path, *, threads: int, prompts: Sequence[int], decode: int, se
 
 def read_limit(container: Container, threads: int, context: int) -> float:
     """Tokens a second that reading alone allows, from a buffer as large as what a token reads."""
-    size = bytes_per_token(container.architecture, container.layouts, context)
+    size = bytes_per_token(container.architecture, container.layouts, context, "auto")
     return read_bytes_per_s(size, threads, repeats=5) / size
 
 

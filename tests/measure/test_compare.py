@@ -96,3 +96,11 @@ def test_windows_do_not_depend_on_each_other(packed_talker: Path) -> None:
         list(scorer.logits(windows.tokens_WT[1]))
         assert np.array_equal(first, np.concatenate(list(scorer.logits(windows.tokens_WT[0]))))
         assert quality(scorer, windows) == quality(scorer, windows)
+
+
+def test_quality_is_that_of_the_cache_that_is_asked_for(packed_talker: Path) -> None:
+    packed = open_checkpoint(packed_talker)
+    settings = {"what": ["quality"], "corpus": TEXT, "window": 64, "max_windows": 2}
+    floats, halves, codes = (compare([packed], kv=kv, **settings)[0]["quality"] for kv in ("f32", "f16", "i8"))
+    assert halves != codes
+    assert codes["perplexity"] == pytest.approx(floats["perplexity"], rel=0.02)

@@ -29,6 +29,15 @@ def test_a_larger_context_takes_more(packed_talker: Path) -> None:
     assert large - small > 0.8 * cache
 
 
+def test_keys_and_values_as_codes_take_less(packed_talker: Path) -> None:
+    floats, codes = (
+        measure_memory(packed_talker, prompt=32_760, decode=4, context=32_768, threads=1, kv=kv).peak_rss_bytes
+        for kv in ("f32", "i8")
+    )
+    fewer = 2 * 2 * (4 * 16 - (16 + 4)) * 32_768  # keys and values, two layers; a head of 16: a byte each and a scale
+    assert floats - codes > 0.8 * fewer
+
+
 def test_what_does_not_fit_the_context(packed_talker: Path) -> None:
     with pytest.raises(PenjingError, match="do not fit a context of 512"):
         measure_memory(packed_talker, context=512)

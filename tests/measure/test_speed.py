@@ -136,6 +136,8 @@ def test_bytes_of_a_token_by_hand() -> None:
     norms, cache = 4 * 5 * 16, 2 * 2 * 8 * 2  # of one position: keys and values, float16, 8 wide, two layers
     assert bytes_per_token(arch, layouts, context=0) == matrices + norms
     assert bytes_per_token(arch, layouts, context=30) == matrices + norms + 30 * cache
+    codes = 2 * 2 * (8 + 4 * arch.num_kv_heads)  # a byte each, and a float32 scale a head
+    assert bytes_per_token(arch, layouts, 30, "i8") == matrices + norms + 30 * codes
     windowed = architecture(layer_window=(0, 10))
     assert bytes_per_token(windowed, layouts, context=30) == matrices + norms + 20 * cache
 
