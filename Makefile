@@ -193,8 +193,10 @@ bench-parents: $(SECOND) $(THIRD) $(QUANTIZERS)/.installed $(PEERS)/.installed #
 COST_TEXT ?= ../shared/data/web_and_wiki/wiki_demo.txt
 BLOCKS ?= 4
 
-bench-cost: $(STAMP) ## Seconds and memory of quantizing SmolLM2, beside what was predicted; needs ../shared/data
-	$(BIN)/python scripts/bench_cost.py smollm2 --text $(COST_TEXT)
+AUTOROUND ?= 2
+
+bench-cost: $(STAMP) $(TUNING_TEXT) ## Seconds and memory of quantizing SmolLM2, beside what was predicted; needs ../shared/data; AUTOROUND=30 learns all blocks
+	$(BIN)/python scripts/bench_cost.py smollm2 --text $(COST_TEXT) --tuning-text $(TUNING_TEXT) --autoround $(AUTOROUND)
 
 bench-big: $(STAMP) ## GPTQ on a made checkpoint of 3 billion weights, BLOCKS of its 28 blocks; 15 GB of disk meanwhile
 	$(BIN)/python scripts/bench_cost.py big --blocks $(BLOCKS)

@@ -4,8 +4,10 @@
     python scripts/bench_cost.py big [--blocks 4] [--folder build/big] [-o docs/results/big.md]
 
 `smollm2`: techniques on SmolLM2-135M, GPTQ with X^T X of 128 x 512 tokens block by block. Learned rounding takes long:
-it is run on some blocks, with some of its steps. `big`: GPTQ on a made checkpoint of 3.2 billion random weights, all of
-its shapes, some of its blocks; tokens are random too, as it has no tokenizer.
+it is run on some blocks, with some of its steps, or in full with --autoround 30. Tuning by the teacher's KL takes the
+minutes it is given (--tuning-minutes), of a child of 3 bits that a process before has made. `big`: GPTQ on a made
+checkpoint of 3.2 billion random weights, all of its shapes, some of its blocks; tokens are random too, as it has no
+tokenizer.
 """
 
 from __future__ import annotations
@@ -25,11 +27,14 @@ from typing import Any
 import numpy as np
 
 MODEL = "smollm2-135m"
+BLOCKS = 30  # that it has
 LENGTH = 512
 #: the 3B shape: that of Llama 3.2 3B, but for its heads of 128
 BIG = {"vocab": 128256, "hidden": 3072, "intermediate": 8192, "layers": 28}
 BIG_WINDOWS = (8, 256)
 EMBED = {"method": "rtn", "bits": 4, "group_size": 64}
+#: tokens that go through the model at a time: fewer than usual, for the 3 GB that are allowed
+TUNING = {"micro_tokens": 256}
 TIMEOUT_S = 3000
 
 
@@ -44,6 +49,7 @@ class Job:
     text: str | None = None  # without it tokens are random
     spec: dict[str, Any] = field(default_factory=dict)
     blocks: int | None = None  # quantized; None: all of them
+    tuned_minutes: float | None = None  # instead of quantizing: scales learn so long, from a child that rtn made
     most_minutes: float | None = None  # the issue's bars
     most_bytes: float | None = None
 
@@ -56,6 +62,7 @@ class Row:
     peak_rss_bytes: int
     foreseeing_s: float
     at: list[float]  # seconds after which each block had begun
+    kl: list[float] = field(default_factory=list)  # of tuning: to the parent, on text kept apart, before and after
 
 
 def work(job: Job, embed: dict[str, Any] = EMBED) -> Row:
@@ -98,6 +105,36 @@ def work(job: Job, embed: dict[str, Any] = EMBED) -> Row:
     return Row(job, evidence.predicted, evidence.seconds, peak_rss_bytes(), said[0], at)
 
 
+def tune_scales(job: Job, embed: dict[str, Any] = EMBED) -> Row:
+    """As `work`, for a job with `tuned_minutes`. The child is made by a process before, so that memory is tuning's."""
+    from quality.texts import read_texts
+
+    from penjing.checkpoint import open_checkpoint
+    from penjing.evidence import peak_rss_bytes
+    from penjing.stages.tune import tune
+
+    assert job.text is not None
+    with tempfile.TemporaryDirectory() as folder:
+        child = Path(folder) / "child"
+        settings = [f"--set={key}={value}" for key, value in job.spec.items()]
+        settings += [f"--set=[eh]*:{key}={value}" for key, value in embed.items()]
+        command = [Path(sys.executable).with_name("penjing"), "quantize", job.model, child, "--method=rtn", *settings]
+        subprocess.run(command, check=True, capture_output=True)
+        evidence = tune(
+            open_checkpoint(child),
+            Path(folder) / "tuned",
+            parent=open_checkpoint(job.model),
+            data=read_texts(Path(job.text)),
+            method=job.method,
+            spec=TUNING,
+            minutes=job.tuned_minutes,
+            tell=lambda text: print(text, file=sys.stderr, flush=True),
+        )
+    predicted = {"seconds": 60 * (job.tuned_minutes or 0)} | evidence.predicted
+    kl = [evidence.before["kl_to_parent"], evidence.after["kl_to_parent"]]
+    return Row(job, predicted, evidence.seconds, peak_rss_bytes(), 0.0, [], kl)
+
+
 def _windows(parent: Any, job: Job) -> Any:
     from penjing.data.text import Windows, read_corpus
     from penjing.stages.calibration_text import calibration_windows
@@ -123,15 +160,22 @@ def run(job: Job) -> Row:
     return Row(job, **{key: value for key, value in found.items() if key != "job"})
 
 
-def smollm2_jobs(text: str, autoround: int) -> list[Job]:
-    """The issue's rows, and the cheap ones that predictions are judged by as well."""
+def smollm2_jobs(text: str, autoround: int, tuning_text: str | None, minutes: float) -> list[Job]:
+    """The issue's rows, and the cheap ones that predictions are judged by as well; learned rounding is the last."""
+    in_full = autoround >= BLOCKS
+    tuning = Job(
+        f"scale tuning by KL, {minutes:g} minutes", "kl_tuning", MODEL, text=tuning_text, spec={"bits": 3},
+        tuned_minutes=minutes, most_minutes=15, most_bytes=3e9,
+    )  # fmt: skip
     return [
         Job("round to nearest", "rtn", MODEL),
         Job("scale search, 16 × 512", "scale_search", MODEL, (16, LENGTH), text),
         Job("GPTQ, X^T X, 128 × 512", "gptq", MODEL, (128, LENGTH), text, most_minutes=6, most_bytes=2e9),
+        *([tuning] if tuning_text else []),
         Job(
-            f"learned rounding, 60 steps, {autoround} blocks of 30, 32 × 512", "autoround", MODEL, (32, LENGTH), text,
-            spec={"steps": 60}, blocks=autoround,
+            f"learned rounding, {200 if in_full else 60} steps, {autoround} blocks of {BLOCKS}, 32 × 512", "autoround",
+            MODEL, (32, LENGTH), text, spec={"steps": 200 if in_full else 60}, blocks=autoround,
+            most_minutes=40 if in_full else None, most_bytes=3e9,
         ),
     ]  # fmt: skip
 
@@ -185,22 +229,37 @@ def write(out: Path, title: str, command: str, rows: list[Row], notes: str) -> N
     out.with_suffix(".json").write_text(
         json.dumps({"command": command, "machine": machine(), "rows": [asdict(row) for row in rows]}, indent=1) + "\n"
     )
-    print("\n".join(lines))
 
 
 def bench_smollm2(options: argparse.Namespace) -> None:
     out = options.out or Path("docs/results/cost.md")
-    rows = [run(job) for job in smollm2_jobs(str(options.text), options.autoround)]
-    learned = rows[-1]
-    blocks, steps = learned.job.blocks or 0, learned.job.spec["steps"]
-    scaled = learned.seconds * 30 / blocks * 200 / steps
-    within = "within" if scaled <= 2400 else "beyond"
-    notes = f"""Learned rounding in full, 30 blocks of 200 steps, was not run: at this rate it takes at most
-{scaled / 60:.0f} minutes ({within} the 40 that are allowed), and memory as here.
+    tuning_text = None if options.tuning_text is None else str(options.tuning_text)
+    jobs = smollm2_jobs(str(options.text), options.autoround, tuning_text, options.tuning_minutes)
+    rows: list[Row] = []
+    for job in jobs:  # what takes long is kept as it comes
+        rows.append(run(job))
+        write(out, "What quantizing SmolLM2-135M costs", "make bench-cost", rows, notes_of(rows))
+    print(out.read_text())
 
-Predicting took {max(row.foreseeing_s for row in rows):.1f} s at most, which is not in the times. Each row is a
-process of its own; its peak memory is that of the whole process, with torch, tokenizer and text."""
-    write(out, "What quantizing SmolLM2-135M costs", "make bench-cost", rows, notes)
+
+def notes_of(rows: list[Row]) -> str:
+    notes = [
+        f"{row.job.name}: KL to the parent on text kept apart {row.kl[0]:.3f} to {row.kl[1]:.3f} nats."
+        for row in rows
+        if row.kl
+    ]
+    learned = rows[-1]
+    if learned.job.method == "autoround" and (learned.job.blocks or BLOCKS) < BLOCKS:
+        scaled = learned.seconds * BLOCKS / (learned.job.blocks or BLOCKS) * 200 / learned.job.spec["steps"]
+        within = "within" if scaled <= 2400 else "beyond"
+        notes.append(
+            f"Learned rounding in full, {BLOCKS} blocks of 200 steps, was not run: at this rate it takes at most "
+            f"{scaled / 60:.0f} minutes ({within} the 40 that are allowed), and memory as here."
+        )
+    foreseeing_s = max(row.foreseeing_s for row in rows)
+    notes.append(f"""Predicting took {foreseeing_s:.1f} s at most, which is not in the times. Each row is a process of
+its own; its peak memory is that of the whole process, with torch, tokenizer and text.""")
+    return "\n\n".join(notes)
 
 
 def bench_big(options: argparse.Namespace) -> None:
@@ -228,13 +287,16 @@ the embedding is rounded to nearest.
 Seconds from block to block: {each}. By least squares {slope:.1f} a block, none further than {off:.2f} of a block from
 that line; at this rate all {options.layers} take {slope * options.layers / 60:.0f} minutes."""
     write(out, "GPTQ on a checkpoint of 3 billion weights", f"make bench-big BLOCKS={blocks}", [row], notes)
+    print(out.read_text())
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["smollm2", "big"])
     parser.add_argument("--text", type=Path, help="to calibrate SmolLM2 on: 65,536 tokens at least")
-    parser.add_argument("--autoround", type=int, default=2, help="blocks that are learned")
+    parser.add_argument("--autoround", type=int, default=2, help="blocks that are learned; 30: all, in all steps")
+    parser.add_argument("--tuning-text", type=Path, help="a file or a folder; without it scales are not tuned")
+    parser.add_argument("--tuning-minutes", type=float, default=14)
     parser.add_argument("--layers", type=int, default=BIG["layers"])
     parser.add_argument("--blocks", type=int, default=4, help="of the big checkpoint that are quantized")
     parser.add_argument("--folder", type=Path, default=Path("build/big"))
@@ -247,6 +309,7 @@ def main() -> None:
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--work"]:
         given = json.loads(sys.argv[2])
-        print(json.dumps(asdict(work(Job(**given)))))
+        job = Job(**given)
+        print(json.dumps(asdict(work(job) if job.tuned_minutes is None else tune_scales(job))))
     else:
         main()

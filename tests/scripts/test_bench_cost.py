@@ -35,6 +35,26 @@ def test_bars_are_judged_by_what_was_measured(bench, minutes, size, verdict):
     assert line == f"| GPTQ | 80.0 s | 100.0 s | 0.80 | 1,200 MB | 1,500 MB | 0.80 | {verdict} |"
 
 
+def test_learned_rounding_is_judged_in_full_and_scaled_in_part(bench):
+    part, full = (bench.smollm2_jobs("text", blocks, None, 14)[-1] for blocks in (2, 30))
+    assert (part.most_minutes, full.most_minutes) == (None, 40)
+    assert full.spec["steps"] == 200
+    predicted = {"seconds": 80.0, "peak_rss_bytes": 1.2e9}
+    said = bench.notes_of([bench.Row(part, predicted, 48.0, 1, 1.0, [])])
+    assert "at most 40 minutes (within the 40" in said  # 48 s of 2 blocks of 30, 60 steps of 200
+    assert "beyond the 40" in bench.notes_of([bench.Row(part, predicted, 49.0, 1, 1.0, [])])
+    assert "was not run" not in bench.notes_of([bench.Row(full, predicted, 48.0, 1, 1.0, [])])
+
+
+def test_what_tuning_gained_is_told(bench):
+    tuning = bench.smollm2_jobs("text", 2, "learnt", 14)[-2]
+    assert (tuning.method, tuning.tuned_minutes, tuning.most_minutes, tuning.most_bytes) == ("kl_tuning", 14, 15, 3e9)
+    said = bench.notes_of(
+        [bench.Row(tuning, {"seconds": 840.0, "peak_rss_bytes": 1e9}, 850.0, 1, 0.0, [], [1.5, 0.25])]
+    )
+    assert "1.500 to 0.250 nats" in said
+
+
 def test_blocks_on_a_line_and_off_it(bench):
     assert bench.line_of([0.0, 10.0, 20.0, 30.0]) == pytest.approx((10.0, 0.0))
     slope, off = bench.line_of([0.0, 10.0, 20.0, 36.0])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from penjing.tensors.precision import fast_products, has_tiles
+from penjing.tensors.precision import fast_products, has_bfloat16
 
 
 def test_it_is_put_back():
@@ -27,4 +27,14 @@ def test_it_is_put_back():
 
 def test_an_old_torch_has_none(monkeypatch):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {})
-    assert not has_tiles()
+    assert not has_bfloat16()
+
+
+@pytest.mark.parametrize("instructions", ["amx_bf16", "avx512_bf16"])
+def test_either_instruction_will_do(monkeypatch, instructions):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {instructions: True, "avx2": True})
+    assert has_bfloat16()
+    before = torch.backends.mkldnn.matmul.fp32_precision
+    with fast_products():
+        assert torch.backends.mkldnn.matmul.fp32_precision == "bf16"
+    assert torch.backends.mkldnn.matmul.fp32_precision == before
