@@ -20,7 +20,8 @@ template <int QUERIES>
 inline void code_queries(const QueryTile<QUERIES>& tile, int head_dim, CodedQueries<QUERIES>& out) {
   for (int r = 0; r < QUERIES; ++r) {
     int32_t sum;
-    quantize_group(tile.q + r * tile.ld_q, head_dim, out.code + r * out.ld, &out.scale[r], &sum);
+    const float* q = tile.q + r * tile.ld_q;
+    quantize_group(rounding_of(q, head_dim), q, head_dim, out.code + r * out.ld, &out.scale[r], &sum);
     out.first_sum[r] = first_code_sum(sum);
   }
 }
@@ -88,7 +89,8 @@ inline void value_coded_span(QueryTile<QUERIES>& tile, const uint8_t* values, in
   for (int r = 0; r < QUERIES; ++r) {
     int32_t sum;
     const int first = block * kLanes;
-    quantize_group(tile.weight[r] + first, (end - block) * kLanes, weights.code[r] + first, &weights.scale[r], &sum);
+    quantize_group(rounding_to(tile.largest[r]), tile.weight[r] + first, (end - block) * kLanes,
+                   weights.code[r] + first, &weights.scale[r], &sum);
     weights.first_sum[r] = first_code_sum(sum);
   }
   const int dims = static_cast<int>(tile.ld_acc);

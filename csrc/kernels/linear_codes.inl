@@ -105,15 +105,21 @@ template <int WIDTH, bool ZEROS>
 inline GroupScales group_scales(const Matrix& w, size_t group) {
   GroupScales out;
   out.scale = load_f16(w.scales + group * kLanes);
-  if constexpr (ZEROS) {
-    out.correction = sub(ints(code_offset(WIDTH)), load_u8(w.zeros + group * kLanes));
-  } else {
-    out.correction = ints(code_offset(WIDTH) - symmetric_zero(w));
-  }
+  if constexpr (ZEROS) out.correction = sub(ints(code_offset(WIDTH)), load_u8(w.zeros + group * kLanes));
   return out;
 }
 
-inline Ints first_sum(const GroupScales& group, int32_t sum_x) { return mul(group.correction, ints(sum_x)); }
+// The correction of all rows, where there are no zero points.
+template <int WIDTH>
+inline int32_t shared_correction(const Matrix& w) {
+  return code_offset(WIDTH) - symmetric_zero(w);
+}
+
+template <bool ZEROS>
+inline Ints first_sum(const GroupScales& group, int32_t shared, int32_t sum_x) {
+  if constexpr (ZEROS) return mul(group.correction, ints(sum_x));
+  return ints(shared * sum_x);  // one product for all rows of all panels
+}
 
 // --- few columns
 
@@ -122,6 +128,7 @@ void direct_panel(const Matrix& w, int panel, const QuantizedColumns& x, int col
   constexpr int kSums = COLUMNS == 1 ? kChains : COLUMNS == 2 ? 2 : 1;
   const size_t ld_x = static_cast<size_t>(w.num_groups) * w.stride;
   constexpr int kWidth = unpacked_bits(FORM);
+  const int32_t shared = shared_correction<kWidth>(w);
   Cursor<FORM> packed(w, panel);
   const int8_t* code = x.code + column * ld_x;
   const float* scale = x.scale + static_cast<size_t>(column) * w.num_groups;
@@ -133,7 +140,7 @@ void direct_panel(const Matrix& w, int panel, const QuantizedColumns& x, int col
     const GroupScales group = group_scales<kWidth, ZEROS>(w, static_cast<size_t>(panel) * w.num_groups + g);
     Ints total[COLUMNS][kSums];
     for (int c = 0; c < COLUMNS; ++c) {
-      total[c][0] = first_sum(group, sum[static_cast<size_t>(c) * w.num_groups + g]);
+      total[c][0] = first_sum<ZEROS>(group, shared, sum[static_cast<size_t>(c) * w.num_groups + g]);
       for (int k = 1; k < kSums; ++k) total[c][k] = ints(0);
     }
     for (int u = 0; u < w.stride / kUnit; ++u) {
@@ -237,6 +244,7 @@ void tile(const Matrix& w, int panel, BytePanels bytes, const QuantizedColumns& 
   const float* scale = x.scale + static_cast<size_t>(column) * w.num_groups;
   const int32_t* sum = x.sum + static_cast<size_t>(column) * w.num_groups;
   const uint8_t* weight = bytes.codes;
+  const int32_t shared = shared_correction<WIDTH>(w);
   Floats acc[PANELS][COLUMNS];
   for (int p = 0; p < PANELS; ++p) {
     for (int c = 0; c < COLUMNS; ++c) acc[p][c] = all(0.0f);
@@ -247,7 +255,7 @@ void tile(const Matrix& w, int panel, BytePanels bytes, const QuantizedColumns& 
     for (int p = 0; p < PANELS; ++p) {
       group[p] = group_scales<WIDTH, ZEROS>(w, static_cast<size_t>(panel + p) * w.num_groups + g);
       for (int c = 0; c < COLUMNS; ++c) {
-        total[p][c] = first_sum(group[p], sum[static_cast<size_t>(c) * w.num_groups + g]);
+        total[p][c] = first_sum<ZEROS>(group[p], shared, sum[static_cast<size_t>(c) * w.num_groups + g]);
       }
     }
     const int num_units = w.stride / kUnit;

@@ -31,6 +31,17 @@ inline Floats exp(Floats x) {
   return mul(mul(mantissa, scale), rest);
 }
 
+// e^x of what is not above 0, within 4e-7 of it (2e-7 down to -20) in half as many steps: exactly 1 at 0, 0 below -87.7,
+// NaN stays NaN.
+inline Floats exp_of_negative(Floats x) {
+  constexpr float kPowers[] = {0.008290302008f, 0.04189797863f, 0.1666763723f, 0.4999915063f, 0.999999702f, 1.0f};
+  const Floats magic = all(12582912.0f + 127.0f);  // as in exp, and the exponent's bias with it
+  x = at_least(all(-88.0f), x);                    // there n is -127, whose exponent is that of 0
+  const Floats shifted = fma(x, all(1.44269504f), magic);
+  const Floats r = fma(sub(shifted, magic), all(-0.693147182f), x);
+  return mul(polynomial(kPowers, r), floats_of_bits(shift_left<23>(bits_of(shifted))));
+}
+
 // 1 / (1 + e^-x), within 3 ulp.
 inline Floats sigmoid(Floats x) { return div(all(1.0f), add(all(1.0f), exp(negate(x)))); }
 

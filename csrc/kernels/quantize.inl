@@ -16,13 +16,11 @@ struct Rounding {
   }
 };
 
-inline Rounding rounding_of(const float* x, int size) {
-  const Ints magnitude = ints(0x7fffffff);  // orders floats without their sign: NaN > infinity > numbers
-  Ints largest = ints(0);
-  int i = 0;
-  for (; i + kLanes <= size; i += kLanes) largest = max(largest, bit_and(bits_of(load(x + i)), magnitude));
-  if (i < size) largest = max(largest, bit_and(bits_of(load_first(x + i, size - i)), magnitude));
-  const int32_t amax_bits = reduce_max(largest);
+// Orders floats without their sign: NaN > infinity > numbers.
+inline Ints magnitude(Floats x) { return bit_and(bits_of(x), ints(0x7fffffff)); }
+
+// amax_bits: the largest magnitude.
+inline Rounding rounding_to(int32_t amax_bits) {
   float amax;
   std::memcpy(&amax, &amax_bits, sizeof amax);
 
@@ -32,9 +30,17 @@ inline Rounding rounding_of(const float* x, int size) {
   return {scale, all(finite && !zero ? 127.0f / amax : 0.0f), finite};
 }
 
+inline Rounding rounding_of(const float* x, int size) {
+  Ints largest = ints(0);
+  int i = 0;
+  for (; i + kLanes <= size; i += kLanes) largest = max(largest, magnitude(load(x + i)));
+  if (i < size) largest = max(largest, magnitude(load_first(x + i, size - i)));
+  return rounding_to(reduce_max(largest));
+}
+
 // One group: 16 inputs at a time, the rest of the last unit coded 0.
-inline void quantize_group(const float* x, int size, int8_t* code, float* scale, int32_t* sum) {
-  const Rounding rounding = rounding_of(x, size);
+inline void quantize_group(const Rounding& rounding, const float* x, int size, int8_t* code, float* scale,
+                           int32_t* sum) {
   Ints total = ints(0);
   for (int i = 0; i < size; i += kLanes) {
     const Ints lane_code = rounding.code(load_up_to(x + i, size - i));
@@ -51,8 +57,9 @@ void quantize_columns(const float* x, int num_columns, int cols, int group_size,
   for (int c = 0; c < num_columns; ++c) {
     for (int g = 0; g < num_groups; ++g) {
       const size_t group = static_cast<size_t>(c) * num_groups + g;
-      quantize_group(x + static_cast<size_t>(c) * cols + static_cast<size_t>(g) * group_size, group_size,
-                     out.code + group * stride, out.scale + group, out.sum + group);
+      const float* from = x + static_cast<size_t>(c) * cols + static_cast<size_t>(g) * group_size;
+      quantize_group(rounding_of(from, group_size), from, group_size, out.code + group * stride, out.scale + group,
+                     out.sum + group);
     }
   }
 }

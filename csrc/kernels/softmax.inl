@@ -16,41 +16,47 @@ struct QueryTile {
   float* acc;  // [query][ld_acc]: weighted sums of the values, not yet divided
   size_t ld_acc;
   alignas(64) float weight[QUERIES][kSpan];  // of one span: scores, then softmax weights
+  int32_t largest[QUERIES];                  // of those weights where they become codes, as `magnitude` has it
 };
 
 // Scores to softmax weights for one query and blocks [block, end) of the span that starts at position `start`, which
-// lies at `place`; of codes, weights times the scales of the values.
+// lies at `place`; of codes, weights times the scales of the values. What it reads of the tile it reads once: to the
+// compiler every store might change it.
 template <pj_kind KIND, int QUERIES>
 inline void weigh_span(QueryTile<QUERIES>& tile, const KvHead& cache, int r, int start, int place, int block, int end) {
+  const int first = tile.first[r] - start, last = tile.last[r] - start;
+  float* const lanes = tile.weight[r];
   const Floats unseen = all(-__builtin_inff());
   Floats largest = unseen;
   for (int b = block; b < end; ++b) {
-    const int offset = start + b * kLanes;
-    float* lanes = tile.weight[r] + b * kLanes;
-    const Floats score = lanes_between(tile.first[r] - offset, tile.last[r] - offset, load(lanes), unseen);
-    store(lanes, score);
+    const Floats score = lanes_between(first - b * kLanes, last - b * kLanes, load(lanes + b * kLanes), unseen);
+    store(lanes + b * kLanes, score);
     largest = at_least(largest, score);
   }
+  Floats sum = tile.sum[r];
+  float maximum = tile.maximum[r];
   const float span_maximum = reduce_max(largest);
-  if (span_maximum > tile.maximum[r]) {
-    const Floats correction = exp(all(tile.maximum[r] - span_maximum));
-    tile.maximum[r] = span_maximum;
-    tile.sum[r] = mul(tile.sum[r], correction);
+  if (span_maximum > maximum) {
+    const Floats correction = exp_of_negative(all(maximum - span_maximum));
+    tile.maximum[r] = maximum = span_maximum;
+    sum = mul(sum, correction);
     float* acc = tile.acc + r * tile.ld_acc;
     for (size_t d = 0; d < tile.ld_acc; d += kLanes) store(acc + d, mul(load(acc + d), correction));
   }
+  const float* const value_scales = KIND == PJ_I8 ? cache.value_scales + place : nullptr;
+  Ints largest_weight = ints(0);
   for (int b = block; b < end; ++b) {
-    float* lanes = tile.weight[r] + b * kLanes;
-    const Floats weight = exp(sub(load(lanes), all(tile.maximum[r])));
-    tile.sum[r] = add(tile.sum[r], weight);
+    Floats weight = exp_of_negative(sub(load(lanes + b * kLanes), all(maximum)));
+    sum = add(sum, weight);
     if constexpr (KIND == PJ_I8) {
-      const int offset = start + b * kLanes;
-      const Floats scaled = mul(weight, load(cache.value_scales + place + b * kLanes));
-      store(lanes, lanes_between(tile.first[r] - offset, tile.last[r] - offset, scaled, all(0.0f)));
-    } else {
-      store(lanes, weight);
+      weight = mul(weight, load(value_scales + b * kLanes));
+      weight = lanes_between(first - b * kLanes, last - b * kLanes, weight, all(0.0f));
+      largest_weight = max(largest_weight, magnitude(weight));
     }
+    store(lanes + b * kLanes, weight);
   }
+  tile.sum[r] = sum;
+  if constexpr (KIND == PJ_I8) tile.largest[r] = reduce_max(largest_weight);
 }
 
 }  // namespace
