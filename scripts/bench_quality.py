@@ -45,6 +45,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--calibration", type=Path, required=True)
     parser.add_argument("--held-out", type=Path, required=True)
     parser.add_argument("--tuning-text", type=Path, help="for sizes with minutes")
+    parser.add_argument("--hard", type=float, default=0.0, help="tuning: share of the text's own loss beside the KL")
     parser.add_argument("--sizes", default="76,60,48,38", help="MB, or MB:MINUTES of tuning")
     parser.add_argument("--windows", type=int, default=8, help="held-out windows of 512 tokens")
     parser.add_argument("--calibration-windows", type=int, default=12)
@@ -75,7 +76,7 @@ def main(words: Sequence[str] | None = None) -> None:
             write(asked, words, rows, calibration, held_out)
 
     contest = Contest(parent, calibration, held_out, asked.folder / parent.digest[:12], report)
-    contest.fits(sizes, learnt)
+    contest.fits(sizes, learnt, asked.hard)
     if asked.llamacpp_python is not None:
         contest.llamacpp(asked.kinds.split(","), asked.llamacpp_python)
     for method in ("rtn", "hqq"):

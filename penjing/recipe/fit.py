@@ -211,13 +211,16 @@ def make_tuned(
     minutes: float,
     seed: int,
     progress: Progress | None,
+    spec: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Tune what `make_within` has quantized, and pack it over the draft; the folder of the tuned child."""
-    tuned, quantized = run / "tuned", open_checkpoint(run / "quantized")
+    """Tune what `make_within` has quantized, and pack it over the draft; the folder of the tuned child. `spec`: as of
+    `tune`."""
+    tuned, quantized, spec = run / "tuned", open_checkpoint(run / "quantized"), dict(spec or {})
     known = [record for record in records.read(tuned / EVIDENCE) if record.get("stage") == "tune"]
-    if not (known and known[-1].get("parent") == quantized.digest and known[-1]["settings"].get("minutes") == minutes):
+    wanted = {"minutes": minutes, "spec": spec}
+    if not (known and known[-1].get("parent") == quantized.digest and wanted.items() <= known[-1]["settings"].items()):
         tune(
-            quantized, tuned, parent=parent, data=learnt, method=TUNED_BY, minutes=minutes,
+            quantized, tuned, parent=parent, data=learnt, method=TUNED_BY, spec=spec, minutes=minutes,
             force=True, seed=seed, progress=progress,
         )  # fmt: skip
     pack(open_checkpoint(tuned), draft, force=True, progress=progress)

@@ -67,8 +67,9 @@ class Contest:
         self.rows.append(Row(name, size_bytes, found, predicted_kl))
         self.report(self.rows)
 
-    def fits(self, sizes: Sequence[Size], learnt: Corpus | None) -> None:
-        """What `penjing fit` makes of each size; `learnt`: the text to tune on."""
+    def fits(self, sizes: Sequence[Size], learnt: Corpus | None, hard: float = 0.0) -> None:
+        """What `penjing fit` makes of each size; `learnt`: the text to tune on, `hard`: share of its own loss."""
+        spec = {"hard": hard} if hard else {}
         importances = calibrate(self.parent, self.calibration, cache=self.folder / "importance.safetensors")
         possible = options(self.parent, importances)
         for size in sizes:
@@ -83,9 +84,9 @@ class Contest:
             predicted = sum(option.error for option in chosen.values())
             self.add(name, packed.file_bytes, torch_decoder.scorer(packed), predicted)
             if size.minutes and learnt is not None:
-                make_tuned(self.parent, run, draft, learnt, size.minutes, 0, None)
+                make_tuned(self.parent, run, draft, learnt, size.minutes, 0, None, spec)
                 packed = open_checkpoint(draft)
-                tuned = f"{name}, {TUNED_BY} {size.minutes:g} min"
+                tuned = f"{name}, {TUNED_BY} {size.minutes:g} min" + f", hard {hard:g}" * bool(hard)
                 self.add(tuned, packed.file_bytes, torch_decoder.scorer(packed))
 
     def uniform(self, method_name: str, sizes: Sequence[Size]) -> None:

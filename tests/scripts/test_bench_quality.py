@@ -51,6 +51,21 @@ def test_fits_tuned_files_and_uniform_rounding(command, tmp_path, capsys):
     assert all(path.stat().st_mtime_ns == when for path, when in made.items())
 
 
+def test_a_tuned_file_is_used_again_for_the_same_settings_alone(command, tmp_path):
+    tuning = ["--sizes", "0.055:0.02", "--tuning-text", str(tmp_path / "tuning.txt")]
+
+    def tuned(*more):
+        bench_quality.main([*command, *tuning, *more])
+        (folder,) = (tmp_path / "made").glob("*/fit-*/tuned")
+        names = [row["name"] for row in json.loads((tmp_path / "quality.json").read_text())["rows"]]
+        return folder.stat().st_ino, names[-1] if "hard" in names[-1] else names[1]
+
+    first = tuned("--hard", "0.5")
+    assert first[1] == "penjing fit 0.055 MB, qat 0.02 min, hard 0.5"
+    assert tuned("--hard", "0.5") == first
+    assert tuned()[0] != first[0]
+
+
 def test_text_that_was_judged_on_is_not_learned_from(command, tmp_path):
     with pytest.raises(PenjingError, match="held-out"):
         bench_quality.main([*command, "--sizes", "0.07:1", "--tuning-text", str(tmp_path / "held-out.txt")])
