@@ -118,7 +118,7 @@ def tune_scales(job: Job, embed: dict[str, Any] = EMBED) -> Row:
         child = Path(folder) / "child"
         settings = [f"--set={key}={value}" for key, value in job.spec.items()]
         settings += [f"--set=[eh]*:{key}={value}" for key, value in embed.items()]
-        command = [Path(sys.executable).with_name("penjing"), "quantize", job.model, child, "--method=rtn", *settings]
+        command = [sys.executable, "-m", "penjing", "quantize", job.model, child, "--method=rtn", *settings]
         subprocess.run(command, check=True, capture_output=True)
         evidence = tune(
             open_checkpoint(child),

@@ -15,7 +15,7 @@ from typer.testing import CliRunner, Result
 
 from penjing.cli._app import PANELS, application, verbs
 
-PROGRAM = [sys.executable, "-c", "from penjing.cli import main; main()"]
+PROGRAM = [sys.executable, "-m", "penjing"]
 
 
 def penjing(*arguments, check: int | None = 0, **options) -> subprocess.CompletedProcess[str]:

@@ -62,6 +62,13 @@ def test_the_same_seed_gives_the_same_bytes(text, tmp_path):
     assert weights[0] == weights[1]
 
 
+def test_heads_that_are_turned_in_part(text, tmp_path):
+    plan = Plan(**(PLAN | {"steps": 3, "family": "gpt_neox"}))
+    pretrain(open_dataset(text), tmp_path / "neox", plan)
+    arch = open_checkpoint(tmp_path / "neox").architecture
+    assert 0 < 2 * len(arch.ropes[0].inv_freq) < arch.head_dim
+
+
 def test_an_encoder_opens_in_transformers(text, tmp_path):
     transformers = pytest.importorskip("transformers")
     options = [

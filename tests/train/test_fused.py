@@ -47,6 +47,18 @@ def test_rotation():
     assert_same(found, wanted, 1e-12)
 
 
+def test_a_part_of_each_head_is_rotated():
+    """GPT-NeoX turns a quarter of a head."""
+    from transformers.models.gpt_neox.modeling_gpt_neox import apply_rotary_pos_emb as plain
+
+    cos, sin = random(2, 5, 4, seed=3).detach(), random(2, 5, 4, seed=4).detach()
+    inputs = random(2, 3, 5, 16), random(2, 1, 5, 16, seed=1)
+    found = gradients(lambda q, k: torch.cat(rotate(q, k, cos, sin), 1), *inputs)
+    assert_same(found, gradients(lambda q, k: torch.cat(plain(q, k, cos, sin), 1), *inputs), 1e-12)
+    assert _rotates_alike(plain)
+    assert not _rotates_alike(lambda q, k, cos, sin: plain(q, k, cos, sin if cos.shape[-1] == 8 else cos))
+
+
 def test_the_rotation_is_exchanged_and_put_back():
     from transformers.models.llama import modeling_llama
 
