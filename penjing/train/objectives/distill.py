@@ -83,6 +83,6 @@ def mixed(soft: ChunkLoss, hard: ChunkLoss, share: float) -> ChunkLoss:
     def of_chunk(logit_CV: Tensor, chunk: slice) -> tuple[Tensor, Tensor]:
         soft_C, soft_CV = soft(logit_CV, chunk)
         hard_C, hard_CV = hard(logit_CV, chunk)
-        return soft_C.lerp_(hard_C, share), soft_CV.lerp_(hard_CV, share)
+        return soft_C.lerp_(hard_C, share), soft_CV.lerp_(hard_CV.to(soft_CV.dtype), share)
 
     return of_chunk
