@@ -55,8 +55,7 @@ Adapter check_adapter(const Model& model, const pj_adapter_layer* layers) {
 template <class Visit>
 void Pass::for_each_addition(const Matrix& m, Visit visit) const {
   const int part = part_of(model_.layers[layer_], m);
-  float* places =
-      work_.projected + static_cast<size_t>(kPlaces[part]) * (alone_ ? kOwnColumns : kBlockColumns) * PJ_MAX_RANK;
+  float* places = work_.projected + static_cast<size_t>(kPlaces[part]) * work_.columns * PJ_MAX_RANK;
   for (int begin = 0, end; begin < num_columns_; begin = end) {
     const Adapter* adapter = columns_[begin].adapter;
     for (end = begin + 1; end < num_columns_ && columns_[end].adapter == adapter;) ++end;

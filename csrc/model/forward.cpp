@@ -6,11 +6,19 @@ namespace penjing {
 namespace {
 
 void run_blocks(Session& session, Call& call, int thread) {
-  for (int first = 0; first < call.num_columns && !call.cancelled; first += kBlockColumns) {
-    const int num_columns = std::min(kBlockColumns, call.num_columns - first);
-    Pass(session, call, thread, first, num_columns).run();
+  const int num_threads = session.team.size();
+  for (int first = 0, next; first < call.num_columns; first = next) {
+    const int left = call.num_columns - first;
+    const bool apart = session.can_go_apart() && left >= num_threads * kLeastApart;
+    next = first + std::min(left, apart ? kApartColumns : kBlockColumns);
+    Range columns = {first, next};
+    if (apart) {
+      const Range own = split(columns.size(), num_threads, thread);
+      columns = {first + own.begin, first + own.end};
+    }
+    if (!Pass(session, call, thread, columns, apart).run()) return;
     // The next block may share out its columns otherwise: nobody writes one while another thread still reads it.
-    if (first + num_columns < call.num_columns) session.team.barrier();
+    if (next < call.num_columns) session.team.barrier();
   }
 }
 
@@ -67,8 +75,9 @@ void forward(Session& session, const int32_t* tokens, const int32_t* sequences, 
                                    [](const Column& column) { return column.adapter != nullptr; });
   Call call{session.call_columns, num_tokens, logits, num_logits, adapted};
   session.team.run([&](int thread) { run_blocks(session, call, thread); });
-  if (call.cancelled || call.not_finite) take_back(session);
-  if (call.cancelled) fail(PJ_CANCELLED, "cancelled");
+  const bool cancelled = call.cancelled[0] || call.cancelled[1];
+  if (cancelled || call.not_finite) take_back(session);
+  if (cancelled) fail(PJ_CANCELLED, "cancelled");
   if (call.not_finite) fail(PJ_NOT_FINITE, "the model's output is not finite");
   session.lengths.swap(session.next_lengths);
   overwrite(session, session.lengths);

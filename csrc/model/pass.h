@@ -1,5 +1,6 @@
-// The decoder's layers. Every thread runs Pass::run on the same columns; they meet at barriers. What a thread writes
-// depends only on sizes, and kernels give the same bits however work is shared, so results do not depend on threads.
+// The decoder's layers. Threads run Pass::run on the same columns and meet at barriers; or, where a prompt is long, apart
+// on columns of their own, and meet once a layer, when keys and values are stored. What a thread writes depends only on
+// sizes, and kernels give the same bits however work is shared, so results do not depend on threads.
 #pragma once
 #include <algorithm>
 #include <atomic>
@@ -17,35 +18,41 @@ struct Call {
   float* logits;
   int num_logits;
   bool adapted;            // some columns have adapters
-  bool cancelled = false;  // written by thread 0, read by all after the next barrier
+  bool cancelled[2] = {};  // see Pass::meet
   std::atomic<bool> not_finite{false};
 };
 
-// One block of columns on one thread.
+// Some columns on one thread, which has them for itself if threads go apart.
 class Pass {
  public:
-  Pass(Session& session, Call& call, int thread, int first, int num_columns)
+  Pass(Session& session, Call& call, int thread, Range columns, bool apart)
       : session_(session),
         model_(session.model),
         kernels_(session.kernels),
         call_(call),
         buffers_(session.threads[static_cast<size_t>(thread)]),
         thread_(thread),
-        columns_(call.columns + first),
-        first_(first),
-        num_columns_(num_columns),
-        alone_(num_columns <= kOwnColumns),
-        mine_(alone_ ? Range{0, num_columns} : split(num_columns, session.team.size(), thread)),
-        work_(alone_ ? buffers_.own : session.shared),
-        heads_apart_(heads_apart()) {}
+        apart_(apart),
+        crew_(apart ? 1 : session.team.size()),
+        rank_(apart ? 0 : thread),
+        columns_(call.columns + columns.begin),
+        first_(columns.begin),
+        num_columns_(columns.size()),
+        alone_(num_columns_ <= kOwnColumns),
+        mine_(alone_ ? Range{0, num_columns_} : share(num_columns_)),
+        block_(session.blocks[apart ? static_cast<size_t>(thread) : 0]),
+        work_(alone_ ? buffers_.own : block_.work),
+        heads_apart_(!apart && heads_apart()) {}
 
-  void run() {
+  // False if it was cancelled, of all threads alike.
+  bool run() {
     embed();
     for (size_t n = 0; n < model_.layers.size(); ++n) {
       layer(n);
-      if (call_.cancelled) return;
+      if (cancelled_) return false;
     }
     finish();
+    return true;
   }
 
  private:
@@ -57,12 +64,16 @@ class Pass {
   Call& call_;
   ThreadBuffers& buffers_;
   const int thread_;
+  const bool apart_;
+  const int crew_, rank_;        // threads that share these columns, and which of them this is
   const Column* const columns_;  // of this block
   const int first_;              // this block's first column in the call
   const int num_columns_;
   const bool alone_;  // every thread prepares all columns in buffers of its own
   const Range mine_;  // columns that this thread prepares
+  const Block& block_;
   const Workspace& work_;
+  bool cancelled_ = false;
   size_t layer_ = 0;              // the layer at hand
   const bool heads_apart_;        // a thread stores the keys and values that it attends
   const float* input_ = nullptr;  // [column][cols] what linear() reads now, and its codes:
@@ -72,9 +83,21 @@ class Pass {
 
   float* column(float* base, int width, int c) const { return base + static_cast<size_t>(c) * width; }
 
-  void barrier() { session_.team.barrier(); }
+  // Of those who share these columns.
+  void barrier() {
+    if (crew_ > 1) session_.team.barrier();
+  }
 
-  Range share(int count) const { return split(count, session_.team.size(), thread_); }
+  // All threads, once a layer: what the first has seen of a wish to stop holds for all. They read it before they meet
+  // again, and it is written again only after that.
+  void meet() {
+    bool& cancelled = call_.cancelled[layer_ % 2];
+    if (thread_ == 0) cancelled = session_.cancelled.load(std::memory_order_relaxed);
+    session_.team.barrier();
+    cancelled_ = cancelled;
+  }
+
+  Range share(int count) const { return split(count, crew_, rank_); }
 
   void embed() {
     const int hidden = model_.hidden_size;
@@ -89,10 +112,10 @@ class Pass {
     const Layer& layer = model_.layers[n];
     layer_ = n;
     attention(n, layer);
-    if (!model_.parallel) absorb(session_.attn_out, layer.attn_post_norm);
+    if (!model_.parallel) absorb(block_.attn_out, layer.attn_post_norm);
     mlp(layer);
-    if (model_.parallel) absorb(session_.attn_out, layer.attn_post_norm);
-    absorb(session_.mlp_out, layer.mlp_post_norm);
+    if (model_.parallel) absorb(block_.attn_out, layer.attn_post_norm);
+    absorb(block_.mlp_out, layer.mlp_post_norm);
   }
 
   void attention(size_t n, const Layer& layer) {
@@ -107,12 +130,12 @@ class Pass {
       attend_apart(n, layer);
     } else {
       rotate_and_store(n, layer);
-      barrier();
+      apart_ ? meet() : barrier();
       attend(n, layer);
     }
     barrier();
-    prepare(session_.attended, model_.q_size(), {&layer.o});
-    linear(layer.o, share(layer.o.num_panels), session_.attn_out);
+    prepare(block_.attended, model_.q_size(), {&layer.o});
+    linear(layer.o, share(layer.o.num_panels), block_.attn_out);
     barrier();
   }
 
@@ -124,10 +147,9 @@ class Pass {
     }
     gate_up(layer);
     barrier();
-    prepare(session_.activated, model_.intermediate_size, {&layer.down});
-    linear(layer.down, share(layer.down.num_panels), session_.mlp_out);
-    if (thread_ == 0) call_.cancelled = session_.cancelled.load(std::memory_order_relaxed);
-    barrier();
+    prepare(block_.activated, model_.intermediate_size, {&layer.down});
+    linear(layer.down, share(layer.down.num_panels), block_.mlp_out);
+    if (!apart_) meet();
   }
 
   void norm(const Norm& norm, const float* x, int size, float* y) {
@@ -215,22 +237,22 @@ class Pass {
       const Range own = intersect(panels, {first, first + count});
       return Range{own.begin - first, own.end - first};
     };
-    linear(layer.q, part(0, num_q), session_.q);
-    linear(layer.k, part(num_q, num_k), session_.k);
-    linear(layer.v, part(num_q + num_k, num_v), session_.v);
+    linear(layer.q, part(0, num_q), block_.q);
+    linear(layer.k, part(num_q, num_k), block_.k);
+    linear(layer.v, part(num_q + num_k, num_v), block_.v);
   }
 
   void gate_up(const Layer& layer) {
     const int inner = model_.intermediate_size, ld = padded(inner);
     const Range panels = share(layer.up.num_panels);
-    linear(layer.up, panels, session_.up);
-    if (present(layer.gate)) linear(layer.gate, panels, session_.gate);
+    linear(layer.up, panels, block_.up);
+    if (present(layer.gate)) linear(layer.gate, panels, block_.gate);
     const Range rows = intersect({panels.begin * PJ_LANES, panels.end * PJ_LANES}, {0, inner});
     if (rows.empty()) return;
     for (int c = 0; c < num_columns_; ++c) {
-      const float* up = column(session_.up, ld, c) + rows.begin;
-      const float* gate = present(layer.gate) ? column(session_.gate, ld, c) + rows.begin : nullptr;
-      float* out = column(session_.activated, inner, c) + rows.begin;
+      const float* up = column(block_.up, ld, c) + rows.begin;
+      const float* gate = present(layer.gate) ? column(block_.gate, ld, c) + rows.begin : nullptr;
+      float* out = column(block_.activated, inner, c) + rows.begin;
       kernels_.activate(model_.activation, gate ? gate : up, gate ? up : nullptr, rows.size(), out);
     }
   }
@@ -239,8 +261,8 @@ class Pass {
     const int q_size = model_.q_size(), kv_size = model_.kv_size();
     const Range columns = share(num_columns_);
     for (int c = columns.begin; c < columns.end; ++c) {
-      float* q = column(session_.q, padded(q_size), c);
-      float* k = column(session_.k, padded(kv_size), c);
+      float* q = column(block_.q, padded(q_size), c);
+      float* k = column(block_.k, padded(kv_size), c);
       kernels_.rms_norm(q, layer.q_norm.weight, q_size, model_.norm_eps, q);
       kernels_.rms_norm(k, layer.k_norm.weight, kv_size, model_.norm_eps, k);
     }
@@ -254,12 +276,12 @@ class Pass {
 
   void rotate_and_store(size_t n, const Layer& layer, int kv, int c) {
     const int dim = model_.head_dim, group = model_.queries_per_kv(), position = columns_[c].position;
-    float* key = column(session_.k, padded(model_.kv_size()), c) + kv * dim;
-    const float* value = column(session_.v, padded(model_.kv_size()), c) + kv * dim;
+    float* key = column(block_.k, padded(model_.kv_size()), c) + kv * dim;
+    const float* value = column(block_.v, padded(model_.kv_size()), c) + kv * dim;
     rotate(layer, layer.k_norm, position, key);
     kernels_.store_kv(kv_head(columns_[c], n, kv), dim, position, key, value);
     for (int j = 0; j < group; ++j) {
-      float* query = column(session_.q, padded(model_.q_size()), c) + (kv * group + j) * dim;
+      float* query = column(block_.q, padded(model_.q_size()), c) + (kv * group + j) * dim;
       rotate(layer, layer.q_norm, position, query);
       scale(query, model_.attention_scale, dim);
     }
@@ -314,7 +336,7 @@ class Pass {
       end = end_of_run(begin);
       const int together = end - begin == 1 ? model_.queries_per_kv() : 1;
       for (int head = 0; head < model_.num_heads; head += together, ++turn) {
-        if (turn % session_.team.size() == thread_) attend_run(n, layer, {begin, end}, {head, head + together});
+        if (turn % crew_ == rank_) attend_run(n, layer, {begin, end}, {head, head + together});
       }
     }
   }
@@ -343,9 +365,9 @@ class Pass {
     const bool by_column = columns.size() > 1;
     for (int i = 0; i < count; ++i) buffers_.positions[i] = columns_[columns.begin + (by_column ? i : 0)].position;
     kernels_.attend(kv_head(columns_[columns.begin], n, heads.begin / model_.queries_per_kv()), dim,
-                    column(session_.q, padded(q_size), columns.begin) + heads.begin * dim,
+                    column(block_.q, padded(q_size), columns.begin) + heads.begin * dim,
                     by_column ? padded(q_size) : dim, buffers_.positions, count, layer.window,
-                    column(session_.attended, q_size, columns.begin) + heads.begin * dim, by_column ? q_size : dim,
+                    column(block_.attended, q_size, columns.begin) + heads.begin * dim, by_column ? q_size : dim,
                     buffers_.scratch);
   }
 

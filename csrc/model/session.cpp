@@ -35,6 +35,7 @@ Session::Session(const Model& model_, int max_context_, int num_sequences_, int 
       kv_kind(kv_kind_),
       way_back(way_back_),
       team(num_threads),
+      blocks(num_threads > 1 && num_threads * kLeastApart <= kApartColumns ? static_cast<size_t>(num_threads) : 1),
       threads(static_cast<size_t>(num_threads)),
       ropes(model_.ropes.size()),
       kv(times(times(static_cast<size_t>(num_sequences_), model_.layers.size()),
@@ -51,23 +52,12 @@ Session::Session(const Model& model_, int max_context_, int num_sequences_, int 
 
 // Runs twice, see Arena. Everything that is used in one layer lies together; the cache, which grows, comes last.
 void Session::lay_out() {
-  const size_t columns = kBlockColumns;
-  const size_t q_rows = padded(model.q_size()), kv_rows = padded(model.kv_size());
-  const size_t hidden_rows = padded(model.hidden_size), inner_rows = padded(model.intermediate_size);
   const int num_queries = std::max(kQueryBlock, model.queries_per_kv());
   size_t scratch_bytes = attend_scratch_bytes(model.head_dim, num_queries);
   for_each_matrix(model, [&](const Matrix& m) { scratch_bytes = std::max(scratch_bytes, linear_scratch_bytes(m)); });
 
-  shared = take_workspace(kBlockColumns);
-  q = arena_.take<float>(columns * q_rows);
-  k = arena_.take<float>(columns * kv_rows);
-  v = arena_.take<float>(columns * kv_rows);
-  attended = arena_.take<float>(columns * static_cast<size_t>(model.q_size()));
-  gate = arena_.take<float>(columns * inner_rows);
-  up = arena_.take<float>(columns * inner_rows);
-  activated = arena_.take<float>(columns * static_cast<size_t>(model.intermediate_size));
-  attn_out = arena_.take<float>(columns * hidden_rows);
-  mlp_out = arena_.take<float>(columns * hidden_rows);
+  const int apart = (kApartColumns + team.size() - 1) / team.size();
+  for (Block& block : blocks) block = take_block(&block == blocks.data() ? kBlockColumns : apart);
   for (ThreadBuffers& thread : threads) {
     thread.own = take_workspace(kOwnColumns);
     thread.scratch = arena_.take<uint8_t>(scratch_bytes);
@@ -79,6 +69,25 @@ void Session::lay_out() {
   take_cache();
 }
 
+Block Session::take_block(int num_columns) {
+  const size_t columns = static_cast<size_t>(num_columns), inner = static_cast<size_t>(model.intermediate_size);
+  const size_t q_rows = padded(model.q_size()), kv_rows = padded(model.kv_size());
+  const size_t hidden_rows = padded(model.hidden_size), inner_rows = padded(model.intermediate_size);
+  Block out;
+  out.work = take_workspace(num_columns);
+  out.q = arena_.take<float>(columns * q_rows);
+  out.k = arena_.take<float>(columns * kv_rows);
+  out.v = arena_.take<float>(columns * kv_rows);
+  out.attended = arena_.take<float>(columns * static_cast<size_t>(model.q_size()));
+  out.gate = arena_.take<float>(columns * inner_rows);
+  out.up = arena_.take<float>(columns * inner_rows);
+  // each entry is written by who has read its gate, so both may lie in one place where they lie alike
+  out.activated = inner == inner_rows ? out.gate : arena_.take<float>(columns * inner);
+  out.attn_out = arena_.take<float>(columns * hidden_rows);
+  out.mlp_out = arena_.take<float>(columns * hidden_rows);
+  return out;
+}
+
 Workspace Session::take_workspace(int num_columns) {
   const size_t columns = static_cast<size_t>(num_columns);
   size_t codes = 0, groups = 0;
@@ -87,6 +96,7 @@ Workspace Session::take_workspace(int num_columns) {
     groups = std::max(groups, static_cast<size_t>(m.num_groups));
   });
   Workspace out;
+  out.columns = num_columns;
   out.x = arena_.take<float>(columns * model.hidden_size);
   out.normed = arena_.take<float>(columns * model.hidden_size);
   for (QuantizedColumns& quantized : out.quantized) quantized = take_columns(columns, codes, groups);

@@ -15,6 +15,11 @@ namespace penjing {
 // Prompts go through the layers in blocks of at most this many columns: enough that a panel unpacked once serves many
 // columns, few enough that a block's activations stay in the L2 cache.
 constexpr int kBlockColumns = 128;
+// Two to four threads take the columns of a long prompt apart, so many at a time: nobody reads what another wrote, keys
+// and values apart, and they meet once a layer instead of ten times (docs/engine.md, Threads).
+constexpr int kApartColumns = 256;
+// Fewer columns a thread are not worth that each unpacks every panel.
+constexpr int kLeastApart = 64;
 // So few columns are prepared (norm, quantize) by every thread for itself: that is cheaper than waiting for each other.
 constexpr int kOwnColumns = 4;
 // Prefill: queries of one head that are attended together.
@@ -26,15 +31,27 @@ constexpr int kLogitTile = 16384;
 // q, k and v (or gate and up) may each ask for their common input quantized with another group size.
 constexpr int kMaxVariants = 3;
 // A block is in the cache before it is attended, so that what a ring holds beyond a window is the way back, too.
-static_assert(kBlockColumns <= PJ_WAY_BACK, "a block would overwrite what its first column sees");
+static_assert(kApartColumns <= PJ_WAY_BACK && kBlockColumns <= kApartColumns,
+              "a block would overwrite what its first column sees");
 
 // The residual stream and what the next matrices read, for some columns.
 struct Workspace {
+  int columns;    // that there is room for
   float* x;       // [column][hidden] residual stream
   float* normed;  // [column][hidden]
   QuantizedColumns quantized[kMaxVariants];
   QuantizedColumns head;  // [2 * column], see Pass::prepare_head
   float* projected;       // [kMaxVariants][column][PJ_MAX_RANK] what adapters' A make of the input
+};
+
+// Columns that go through the layers together. A leading dimension of padded rows is what linear kernels write.
+struct Block {
+  Workspace work;
+  float *q, *k, *v;           // [column][padded q_size], [column][padded kv_size] twice
+  float* attended;            // [column][q_size]
+  float *gate, *up;           // [column][padded intermediate_size]
+  float* activated;           // [column][intermediate_size]
+  float *attn_out, *mlp_out;  // [column][padded hidden]
 };
 
 struct ThreadBuffers {
@@ -78,13 +95,7 @@ struct Session {
   std::atomic<bool> cancelled{false};
   Team team;
 
-  // Shared by all threads. A leading dimension of padded rows is what linear kernels write.
-  Workspace shared;           // [kBlockColumns]
-  float *q, *k, *v;           // [column][padded q_size], [column][padded kv_size] twice
-  float* attended;            // [column][q_size]
-  float *gate, *up;           // [column][padded intermediate_size]
-  float* activated;           // [column][intermediate_size]
-  float *attn_out, *mlp_out;  // [column][padded hidden]
+  std::vector<Block> blocks;  // the first of kBlockColumns, shared by all threads; where threads go apart, one for each
   Column* call_columns;       // [num_sequences * max_context] of the call under way
   std::vector<ThreadBuffers> threads;
   std::vector<RopeTable> ropes;
@@ -94,6 +105,7 @@ struct Session {
   std::vector<int> least;                // [sequence] see pj_session_least
   std::vector<const Adapter*> adapters;  // [sequence], null: none
 
+  bool can_go_apart() const { return blocks.size() > 1; }
   size_t bytes() const { return arena_.size(); }
   // The fewest tokens, none apart, that a sequence can be cut to once it has held `length`.
   int least_after(int length) const { return length > kept_whole_ ? length - way_back : 0; }
@@ -104,6 +116,7 @@ struct Session {
  private:
   void lay_out();
   Workspace take_workspace(int columns);
+  Block take_block(int columns);
   QuantizedColumns take_columns(size_t columns, size_t codes, size_t groups);
   void take_rope_tables();
   int cache_positions(int window) const;

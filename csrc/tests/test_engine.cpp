@@ -23,10 +23,10 @@ std::vector<float> logits_of_sequence(pj_session* session, int sequence, const s
 }
 
 void test_same_bytes(const TinyModel& model) {
-  const std::vector<int32_t> tokens = prompt_of(150);  // more than one block of columns
+  const std::vector<int32_t> tokens = prompt_of(330);  // more than threads take at once, together or apart
   const std::vector<float> expected = logits_of(open(model, 1).get(), tokens, 1);
   for (int threads : kThreadCounts) {
-    for (int piece : {1, 7, 128, 150}) {
+    for (int piece : {1, 7, 128, 150, 330}) {
       check(same(logits_of(open(model, threads).get(), tokens, piece), expected),
             std::to_string(threads) + " threads, " + std::to_string(piece) + " tokens at a time");
     }

@@ -14,7 +14,7 @@ namespace penjing {
 
 constexpr int kVocab = 101, kHidden = 48, kInner = 80, kLayers = 3, kHeads = 4, kKvHeads = 2, kHeadDim = 12;
 constexpr int kContext = 400;
-constexpr int kThreadCounts[] = {1, 2, 3, 5};
+constexpr int kThreadCounts[] = {1, 2, 3, 4, 5};
 
 // Owns what a pj_model_desc points to.
 class TinyModel {
