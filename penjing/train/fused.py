@@ -67,8 +67,7 @@ def _lora_form(module: Any) -> Forward:
             not (args or kwargs or module.disable_adapters or module.merged)
             and len(active) == 1
             and active[0] in module.lora_A
-            and type(base) is nn.Linear
-            and not base.weight.requires_grad
+            and (_holds_codes(base) or (type(base) is nn.Linear and not base.weight.requires_grad))
             and not module.lora_variant
             and isinstance(module.lora_dropout[active[0]], nn.Identity)
             and module.lora_B[active[0]].bias is None
@@ -76,9 +75,14 @@ def _lora_form(module: Any) -> Forward:
         if not simple:
             return plain(x, *args, **kwargs)
         down, up = module.lora_A[active[0]].weight, module.lora_B[active[0]].weight
-        return lora_linear(x, base.weight, base.bias, down, up, module.scaling[active[0]])
+        return lora_linear(x, base, down, up, module.scaling[active[0]])
 
     return forward
+
+
+def _holds_codes(base: Any) -> bool:
+    """A frozen layer whose weight is made anew whenever it is asked for (`adapt.qlora`)."""
+    return hasattr(base, "dequantized")
 
 
 @torch.no_grad()
@@ -170,12 +174,10 @@ def silu_product(gate_NI: Tensor, up_NI: Tensor) -> Tensor:
     return found
 
 
-def lora_linear(
-    x_NI: Tensor, weight_OI: Tensor, bias_O: Tensor | None, down_RI: Tensor, up_OR: Tensor, scaling: float
-) -> Tensor:
-    """x (W + scaling * up down)ᵀ + b, added up inside the matrix products."""
+def lora_linear(x_NI: Tensor, base: Any, down_RI: Tensor, up_OR: Tensor, scaling: float) -> Tensor:
+    """x (W + scaling * up down)ᵀ + b of a frozen base with W and b, added up inside the matrix products."""
     apply: Any = _LoraLinear.apply
-    found: Tensor = apply(x_NI, weight_OI, bias_O, down_RI, up_OR, scaling, product_dtype(x_NI))
+    found: Tensor = apply(x_NI, base, base.bias, down_RI, up_OR, scaling, product_dtype(x_NI))
     return found
 
 
@@ -244,12 +246,17 @@ class _SiluProduct(torch.autograd.Function):
         return grad_gate_NI, grad_up_NI
 
 
+def _frozen_weight(base: Any, dtype: torch.dtype) -> Tensor:
+    weight_OI: Tensor = base.dequantized() if _holds_codes(base) else base.weight
+    return weight_OI.to(dtype)
+
+
 class _LoraLinear(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
         x_NI: Tensor,
-        weight_OI: Tensor,
+        base: Any,
         bias_O: Tensor | None,
         down_RI: Tensor,
         up_OR: Tensor,
@@ -259,12 +266,13 @@ class _LoraLinear(torch.autograd.Function):
         with torch.autocast(x_NI.device.type, enabled=False):
             shape, x_type = x_NI.shape, x_NI.dtype
             x_NI = x_NI.flatten(0, -2).to(dtype)
-            weight_OI, down_RI, up_OR = weight_OI.to(dtype), down_RI.to(dtype), up_OR.to(dtype)
+            weight_OI, down_RI, up_OR = _frozen_weight(base, dtype), down_RI.to(dtype), up_OR.to(dtype)
             bias_O = None if bias_O is None else bias_O.to(dtype)
             inner_NR = x_NI @ down_RI.T
             out_NO = functional.linear(x_NI, weight_OI, bias_O).addmm_(inner_NR, up_OR.T, alpha=scaling)
-        ctx.save_for_backward(x_NI, weight_OI, down_RI, up_OR, inner_NR)
-        ctx.scaling, ctx.x_type = scaling, x_type
+        # a weight made of codes is made again, or all of them would be in memory at the end of the forward pass
+        ctx.save_for_backward(x_NI, None if _holds_codes(base) else weight_OI, down_RI, up_OR, inner_NR)
+        ctx.base, ctx.scaling, ctx.x_type = base, scaling, x_type
         return out_NO.view(*shape[:-1], -1)
 
     @staticmethod
@@ -278,5 +286,6 @@ class _LoraLinear(torch.autograd.Function):
             grad_up_OR = (grad_NO.T @ inner_NR).mul_(ctx.scaling)
             grad_NI = None
             if ctx.needs_input_grad[0]:
+                weight_OI = _frozen_weight(ctx.base, x_NI.dtype) if weight_OI is None else weight_OI
                 grad_NI = (grad_NO @ weight_OI).addmm_(grad_inner_NR, down_RI).view(*shape[:-1], -1).to(ctx.x_type)
         return grad_NI, None, None, grad_down_RI.float(), grad_up_OR.float(), None, None

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -169,7 +170,8 @@ class _Run:
         if not self.parameters:
             raise PenjingError("nothing to train", attempt="parameters with requires_grad")
         trained = sum(p.numel() for p in self.parameters.values())
-        few = trained < 0.1 * sum(p.numel() for p in model.parameters())
+        held = chain(model.parameters(), model.buffers())  # a base of codes has no parameters
+        few = trained < 0.1 * sum(tensor.numel() for tensor in held)
         self.micro_tokens = 512 if few else 2048
         self.processes = Processes(settings.parallel, settings.device)
         self.state_file, self.best_file = folder / "state.safetensors", folder / "best.safetensors"

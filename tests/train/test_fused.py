@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
@@ -75,16 +77,32 @@ def test_silu_product():
     assert_same(gradients(silu_product, *inputs), gradients(lambda g, u: nn.functional.silu(g) * u, *inputs), 1e-12)
 
 
+class Remade(nn.Module):
+    """A frozen layer whose weight is made anew, as of codes."""
+
+    def __init__(self, weight_OI: torch.Tensor, bias_O: torch.Tensor | None) -> None:
+        super().__init__()
+        self._weight_OI, self.bias, self.times = weight_OI, bias_O, 0
+
+    def dequantized(self) -> torch.Tensor:
+        self.times += 1
+        return self._weight_OI.clone()
+
+
 @pytest.mark.parametrize("biased", [False, True])
 def test_lora_linear(biased):
     weight_OI, bias_O = random(6, 4, seed=3).detach(), random(6, seed=4).detach() if biased else None
+    floats, codes = SimpleNamespace(weight=weight_OI, bias=bias_O), Remade(weight_OI, bias_O)
 
     def plain(x, down, up):
         return nn.functional.linear(x, weight_OI, bias_O) + 0.5 * (x @ down.T @ up.T)
 
     inputs = random(2, 3, 4), random(2, 4, seed=1), random(6, 2, seed=2)
-    found = gradients(lambda x, down, up: lora_linear(x, weight_OI, bias_O, down, up, 0.5), *inputs)
-    assert_same(found, gradients(plain, *inputs))  # gradients of adapters are float32
+    wanted = gradients(plain, *inputs)
+    for base in (floats, codes):
+        found = gradients(lambda x, down, up, base=base: lora_linear(x, base, down, up, 0.5), *inputs)
+        assert_same(found, wanted)  # gradients of adapters are float32
+    assert codes.times == 2  # forward, and not kept until the way back
 
 
 def model_gradients(model) -> list[torch.Tensor]:
