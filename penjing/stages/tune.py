@@ -56,7 +56,7 @@ class Training:
     """window: tokens of a document. tokens: of a step. micro_tokens: that go through the model at a time.
 
     hard: share of the text's own loss beside the teacher's KL. validation: windows kept apart, to choose the best step
-    by. evaluate_every: steps between. steps: instead of minutes. precision: auto, bf16 or f32.
+    by, whose KL alone counts. evaluate_every: steps between. steps: instead of minutes. precision: auto, bf16 or f32.
     """
 
     window: int = 256
@@ -236,7 +236,7 @@ def _train(
             save_every_s=_SAVE_EVERY_S,
         ),
         folder=folder,
-        validate=held_out_loss(objective, [pack([entry]) for entry in apart]),
+        validate=held_out_loss(dataclasses.replace(objective, hard=0.0), [pack([entry]) for entry in apart]),
         before_step=made.before_step,
         progress=progress,
     )

@@ -69,6 +69,15 @@ def test_the_child_comes_nearer_and_stores_what_it_learnt(parent, child, tmp_pat
     assert sorted(path.name for path in tmp_path.iterdir()) == ["child", "tuned"]
 
 
+def test_the_best_step_is_that_of_the_smallest_kl_whatever_is_learnt(parent, child, tmp_path):
+    data, found = make_corpus(), []
+    for hard in (0.0, 1.0):
+        out = tmp_path / f"tuned-{hard:g}"
+        found.append(tune(child, out, parent=parent, data=data, method="kl_tuning", spec=SHORT | {"hard": hard}))
+    assert found[0].before == found[1].before  # KL, not the text's own loss
+    assert found[0].after["kl_to_parent"] != found[1].after["kl_to_parent"]
+
+
 @pytest.mark.parametrize("family", ["phi3", "gpt_neox", "gemma3_text", "llama-tied-biased"])
 def test_a_student_predicts_as_its_child_in_every_family(tiny_model, tmp_path, family):
     """Fused, interleaved and tied tensors, norms that add one, a part that is left in float."""
