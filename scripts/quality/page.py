@@ -11,6 +11,10 @@ from penjing.recipe.pictures import ACCENT, INK, MUTED, draw
 
 #: colours by the first word of a row's name; others are muted
 _COLOURS = {"penjing": ACCENT, "llama.cpp": "#0969da", "llm-compressor": "#9a6700"}
+#: perplexities nearer to the parent's than this tell nothing
+_LEAST_TOLD = 0.1
+#: nats, where a logarithm needs one
+_LEAST_KL = 1e-4
 _MOST_SHOWN = 30.0  # times the parent's perplexity: beyond, a model says nothing
 
 
@@ -55,27 +59,35 @@ def page(rows: Sequence[Row], record: Mapping[str, Any]) -> str:
 
 
 def picture(rows: Sequence[Row], path: Path) -> None:
-    """Bytes against perplexity over the parent's, both as they are read: the lower left is better."""
+    """Bytes against perplexity over the parent's, both as they are read: the lower left is better.
+
+    Where rounding hardly moves perplexity, as of a parent whose own is high, it tells nothing, and KL takes its place.
+    """
     base = rows[0].quality["perplexity"]
     shown = [row for row in rows[1:] if row.quality["perplexity"] < _MOST_SHOWN * base]
+    by_kl = all(abs(row.quality["perplexity"] / base - 1) < _LEAST_TOLD for row in shown)
+
+    def height(row: Row) -> float:
+        kl: float = max(row.quality.get("kl_to_parent", 0.0), _LEAST_KL)
+        return kl if by_kl else float(row.quality["perplexity"] / base)
 
     def paint(axes: Any) -> None:
         axes.set_yscale("log")
         for row in shown:
             word = row.name.split()[0]
             colour = _COLOURS.get(word, MUTED)
-            place = (row.size_bytes / 1e6, row.quality["perplexity"] / base)
+            place = (row.size_bytes / 1e6, height(row))
             axes.plot(*place, "o" if word == "penjing" else "s", color=colour, markersize=5)
             label = row.name.removeprefix(f"{word} ") if word in _COLOURS else row.name
             axes.annotate(label, place, xytext=(5, 4), textcoords="offset points", color=INK, fontsize=6)
         for word, colour in _COLOURS.items():
             if any(row.name.startswith(word) for row in shown):
                 axes.plot([], [], "o" if word == "penjing" else "s", color=colour, label=word)
-        ticks = [tick for tick in (1, 1.5, 2, 3, 5, 10, 20) if tick < _MOST_SHOWN]
-        axes.set_yticks(ticks, [f"{tick:g}×" for tick in ticks])
+        ticks = (0.0001, 0.001, 0.01, 0.1, 1) if by_kl else (1, 1.5, 2, 3, 5, 10, 20)
+        axes.set_yticks(ticks, [f"{tick:g}" + "×" * (not by_kl) for tick in ticks])
         axes.minorticks_off()
         axes.set_xlabel("file, MB")
-        axes.set_ylabel("perplexity over the parent's")
+        axes.set_ylabel("KL to the parent, nats" if by_kl else "perplexity over the parent's")
         axes.margins(x=0.12)
         if axes.get_legend_handles_labels()[0]:
             axes.legend(frameon=False)
