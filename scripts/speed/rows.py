@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+#: of what reading alone gains from a second thread, where that is less than the bar
+_OF_READING = 0.95
 Numbers = Mapping[str, Mapping[str, Any]]
 
 
@@ -57,11 +59,12 @@ def of_read_limit(found: Numbers, best: str) -> Row:
 
 
 def decode_by_threads(mine: Mapping[str, Any], best: str) -> Row:
-    """The bars hold where bandwidth allows them: nothing that reads all weights gains more than reading alone does."""
+    """The bars hold where bandwidth allows them: nothing that reads all weights gains more than reading alone does, and
+    both are measured with a spread of several percent."""
     reading = mine["reading_by_threads"]
     gain = mine["decode"] / mine["one_thread_decode"]
     note = f"{best}; reading alone {reading:.2f}×"
-    return Row("1 → 2 threads, decode", gain, "×", min(1.7, reading), min(1.9, reading), note=note)
+    return Row("1 → 2 threads, decode", gain, "×", min(1.7, _OF_READING * reading), min(1.9, reading), note=note)
 
 
 def rows(
