@@ -105,7 +105,7 @@ def work(job: Job, embed: dict[str, Any] = EMBED) -> Row:
     return Row(job, evidence.predicted, evidence.seconds, peak_rss_bytes(), said[0], at)
 
 
-def tune_scales(job: Job, embed: dict[str, Any] = EMBED) -> Row:
+def tune_scales(job: Job) -> Row:
     """As `work`, for a job with `tuned_minutes`. The child is made by a process before, so that memory is tuning's."""
     from quality.texts import read_texts
 
@@ -117,7 +117,7 @@ def tune_scales(job: Job, embed: dict[str, Any] = EMBED) -> Row:
     with tempfile.TemporaryDirectory() as folder:
         child = Path(folder) / "child"
         settings = [f"--set={key}={value}" for key, value in job.spec.items()]
-        settings += [f"--set=[eh]*:{key}={value}" for key, value in embed.items()]
+        settings += [f"--set=[eh]*:{key}={value}" for key, value in EMBED.items()]
         command = [sys.executable, "-m", "penjing", "quantize", job.model, child, "--method=rtn", *settings]
         subprocess.run(command, check=True, capture_output=True)
         evidence = tune(
@@ -163,6 +163,7 @@ def run(job: Job) -> Row:
 def smollm2_jobs(text: str, autoround: int, tuning_text: str | None, minutes: float) -> list[Job]:
     """The issue's rows, and the cheap ones that predictions are judged by as well; learned rounding is the last."""
     in_full = autoround >= BLOCKS
+    steps = 200 if in_full else 60
     tuning = Job(
         f"scale tuning by KL, {minutes:g} minutes", "kl_tuning", MODEL, text=tuning_text, spec={"bits": 3},
         tuned_minutes=minutes, most_minutes=15, most_bytes=3e9,
@@ -173,8 +174,8 @@ def smollm2_jobs(text: str, autoround: int, tuning_text: str | None, minutes: fl
         Job("GPTQ, X^T X, 128 × 512", "gptq", MODEL, (128, LENGTH), text, most_minutes=6, most_bytes=2e9),
         *([tuning] if tuning_text else []),
         Job(
-            f"learned rounding, {200 if in_full else 60} steps, {autoround} blocks of {BLOCKS}, 32 × 512", "autoround",
-            MODEL, (32, LENGTH), text, spec={"steps": 200 if in_full else 60}, blocks=autoround,
+            f"learned rounding, {steps} steps, {autoround} blocks of {BLOCKS}, 32 × 512", "autoround",
+            MODEL, (32, LENGTH), text, spec={"steps": steps}, blocks=autoround,
             most_minutes=40 if in_full else None, most_bytes=3e9,
         ),
     ]  # fmt: skip
@@ -249,8 +250,9 @@ def notes_of(rows: list[Row]) -> str:
         if row.kl
     ]
     learned = rows[-1]
-    if learned.job.method == "autoround" and (learned.job.blocks or BLOCKS) < BLOCKS:
-        scaled = learned.seconds * BLOCKS / (learned.job.blocks or BLOCKS) * 200 / learned.job.spec["steps"]
+    blocks = learned.job.blocks or BLOCKS
+    if learned.job.method == "autoround" and blocks < BLOCKS:
+        scaled = learned.seconds * BLOCKS / blocks * 200 / learned.job.spec["steps"]
         within = "within" if scaled <= 2400 else "beyond"
         notes.append(
             f"Learned rounding in full, {BLOCKS} blocks of 200 steps, was not run: at this rate it takes at most "
