@@ -6,18 +6,23 @@ Scales are searched first, on the weights as they are and by the same diagonal, 
 whatever the order. Then `sweeps` times: scales by least squares under the whole H for the codes found, and each code
 anew, given all others (coordinate descent, as in arXiv:2309.01885): each step can only make the error smaller.
 
-Shapes: O outputs, I inputs, N groups a row, G inputs a group, B inputs of a block.
+Levels may be even steps, ternary, or a book of values that is learned for the matrix first (`tensors.books`).
+
+Shapes: O outputs, I inputs, N groups a row, G inputs a group, B inputs of a block, K levels.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from penjing.tensors.books import level, nearest
 from penjing.tensors.groups import Quantized, to_groups
-from penjing.tensors.scales import search, stored
+from penjing.tensors.rounding import rounded
+from penjing.tensors.scales import stored
 
 #: inputs whose error is handed on among themselves first, then to all others by one product of matrices
 _BLOCK = 64
@@ -27,12 +32,14 @@ _BLOCK = 64
 class Spec:
     """bits: 2, 3, 4, 5, 6 or 8. group_size: inputs that share a scale, a divisor of the row.
 
+    levels: what codes stand for: uniform (even steps), book (learned values, 2 to 4 bits) or ternary (2 bits).
     damping: added to the diagonal of H, as a fraction of its mean. sweeps: rounds of refinement.
     """
 
     bits: int = 4
     group_size: int = 64
     symmetric: bool = True
+    levels: str = "uniform"
     damping: float = 0.1
     sweeps: int = 1
 
@@ -73,10 +80,22 @@ def work_bytes(spec: Spec, rows: int, cols: int) -> int:
     return max(12 * cols * cols, 44 * rows * cols + 24 * rows * groups * groups)
 
 
-def quantize(spec: Spec, weight_OI: Tensor, hessian_II: Tensor, prepared: Prepared | None = None) -> Quantized:
+def quantize(
+    spec: Spec,
+    weight_OI: Tensor,
+    hessian_II: Tensor,
+    prepared: Prepared | None = None,
+    book_K: Tensor | None = None,
+) -> Quantized:
     """Quantize float32 weights, all finite, for errors that H weighs. `prepared`: of this spec and H."""
-    start = search(
-        weight_OI, hessian_II.diagonal(), bits=spec.bits, group_size=spec.group_size, symmetric=spec.symmetric
+    start = rounded(
+        weight_OI,
+        hessian_II.diagonal(),
+        bits=spec.bits,
+        group_size=spec.group_size,
+        symmetric=spec.symmetric,
+        levels=spec.levels,
+        book_K=book_K,
     )
     known = prepared or prepare(spec, hessian_II)
     grid = _Grid(start, spec.group_size)
@@ -104,10 +123,11 @@ def _damped(hessian_II: Tensor, damping: float) -> Tensor:
 
 
 class _Grid:
-    """The values that each weight may take: (code - zero) * scale."""
+    """The values that each weight may take: steps times a scale, a step being code - zero or the code's level."""
 
     def __init__(self, start: Quantized, group_size: int) -> None:
-        self._bits, self._group_size, self._zero_ON = start.bits, group_size, start.zero_ON
+        self._start, self._group_size = start, group_size
+        self._level_K = _levels(start)
         self._scale_ON = start.scale_ON.float()
         zero_ON = torch.full_like(self._scale_ON, 1 << (start.bits - 1)) if start.zero_ON is None else start.zero_ON
         self._low_NO = -zero_ON.T.float()
@@ -119,10 +139,12 @@ class _Grid:
         return self._scale_NO[index // self._group_size]
 
     def steps(self, index: int, weight_O: Tensor) -> Tensor:
-        """code - zero of the nearest values for one input."""
+        """Of the nearest values for one input."""
         group = index // self._group_size
-        step_O = (weight_O / self._scale_NO[group]).round_()
-        return step_O.clamp_(self._low_NO[group], self._high_NO[group])
+        step_O = weight_O / self._scale_NO[group]
+        if self._level_K is not None:
+            return level(step_O, (self._level_K[1:] + self._level_K[:-1]) / 2, self._level_K)
+        return step_O.round_().clamp_(self._low_NO[group], self._high_NO[group])
 
     def values(self, step_IO: Tensor) -> Tensor:
         return step_IO * self._scale_NO.repeat_interleave(self._group_size, dim=0)
@@ -147,13 +169,19 @@ class _Grid:
         self._scale_NO = self._scale_ON.T.contiguous()
 
     def quantized(self, step_IO: Tensor) -> Quantized:
-        code_IO = step_IO - self._low_NO.repeat_interleave(self._group_size, dim=0)
-        return Quantized(
-            code_ONG=to_groups(code_IO.T.to(torch.uint8).contiguous(), self._group_size),
-            scale_ON=self._scale_ON.half(),
-            zero_ON=self._zero_ON,
-            bits=self._bits,
-        )
+        if self._level_K is not None:
+            code_IO = nearest(step_IO, self._level_K)
+        else:
+            code_IO = step_IO - self._low_NO.repeat_interleave(self._group_size, dim=0)
+        code_ONG = to_groups(code_IO.T.to(torch.uint8).contiguous(), self._group_size)
+        return dataclasses.replace(self._start, code_ONG=code_ONG, scale_ON=self._scale_ON.half())
+
+
+def _levels(start: Quantized) -> Tensor | None:
+    """Rising levels by code; None: even steps."""
+    if start.levels == "uniform":
+        return None
+    return torch.tensor([-1.0, 0.0, 1.0]) if start.book_K is None else start.book_K.float()
 
 
 def _round_in_order(weight_IO: Tensor, grid: _Grid, prepared: Prepared) -> Tensor:

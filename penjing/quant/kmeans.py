@@ -1,7 +1,7 @@
 """Learned codebook: the entries that serve a matrix best, by k-means weighted with importance (SqueezeLLM, 2306.07629).
 
 SqueezeLLM learns a book for each row; here one 16-entry book serves a matrix, and groups keep their scales, which are
-fitted again after each turn (`tensors.books`). Starts from the normal-float book.
+fitted again after each turn (`tensors.books`). Starts from what serves normally distributed weights.
 
 Shapes: O outputs, I inputs, K entries.
 """
@@ -13,10 +13,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from penjing.tensors.books import learned, normal_book, search
+from penjing.tensors.books import learned_book, search
 from penjing.tensors.groups import Quantized
-
-_SAMPLE = 1 << 19  # weights that the book is learned from
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +31,5 @@ class Spec:
 def quantize(spec: Spec, weight_OI: Tensor, importance_I: Tensor, book_K: Tensor | None = None) -> Quantized:
     """Quantize float32 weights, all finite. A scale is infinite where the group's range is beyond float16."""
     if book_K is None:
-        sample_OI = weight_OI[:: max(1, weight_OI.numel() // _SAMPLE)]
-        book_K = learned(sample_OI, importance_I, normal_book(spec.bits), group_size=spec.group_size, turns=spec.turns)
+        book_K = learned_book(weight_OI, importance_I, bits=spec.bits, group_size=spec.group_size, turns=spec.turns)
     return search(weight_OI, importance_I, book_K, bits=spec.bits, group_size=spec.group_size)

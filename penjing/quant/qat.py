@@ -42,9 +42,9 @@ class Weight(nn.Module):
         self._scale_ON = quantized.scale_ON.float()
         value_ONG = values(quantized)
         group_size = value_ONG.shape[-1]
-        parent_ONG = to_groups(weight_OI, group_size) / self._scale_ON.unsqueeze(-1)
+        parent_ONG = to_groups(weight_OI, group_size) / (self._grid.unit * self._scale_ON).unsqueeze(-1)
         inside_ONG = self._grid.inside(parent_ONG, value_ONG)
-        self.latent_ONG = nn.Parameter(torch.lerp(value_ONG, inside_ONG, spec.start))
+        self.latent_ONG = nn.Parameter(torch.lerp(value_ONG / self._grid.unit, inside_ONG, spec.start))
         self.change_ON = nn.Parameter(torch.zeros(self._scale_ON.shape))
 
     def forward(self) -> Tensor:

@@ -1,10 +1,8 @@
 """Ternary: -1, 0 or +1 times a scale, 1.6 bits as stored, chosen exactly (Ternary Weight Networks, 1605.04711).
 
-For a scale s the best code of a weight is not zero where |w| > s / 2, whatever its importance h; so what is not zero
-are the k largest of a group, and s = sum h|w| / sum h over them. All k are tried: the one with the largest
-(sum h|w|)^2 / sum h has the smallest error. TWN and BitNet's absmean (2402.17764) take a rule of thumb for it.
+How, stands in `tensors.ternary`. Each weight by itself: `gptq` with levels=ternary lets inputs make up for each other.
 
-Shapes: O outputs, I inputs, N groups a row, G inputs a group.
+Shapes: O outputs, I inputs.
 """
 
 from __future__ import annotations
@@ -12,13 +10,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
-from penjing.tensors.groups import Quantized, to_groups
-from penjing.tensors.scales import stored
-
-_BLOCK = 1 << 18  # weights sorted at a time
+from penjing.tensors import ternary
+from penjing.tensors.groups import Quantized
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,22 +28,4 @@ class Spec:
 
 def quantize(spec: Spec, weight_OI: Tensor, importance_I: Tensor) -> Quantized:
     """Quantize float32 weights, all finite."""
-    importance_NG = to_groups(importance_I[None], spec.group_size)[0]
-    importance_NG = importance_NG + importance_NG.mean().clamp_min(1e-30) * 1e-3  # inputs that calibration never saw
-    rows = max(1, _BLOCK // weight_OI.shape[1])
-    scale_ON = torch.cat(
-        [_best_scale(to_groups(block_OI, spec.group_size), importance_NG) for block_OI in torch.split(weight_OI, rows)]
-    )
-    weight_ONG = to_groups(weight_OI, spec.group_size)
-    step_ONG = (weight_ONG / scale_ON.unsqueeze(-1)).round().clamp(-1, 1)
-    return Quantized(
-        code_ONG=(step_ONG + 1).to(torch.uint8), scale_ON=scale_ON.half(), bits=spec.bits, levels=spec.levels
-    )
-
-
-def _best_scale(weight_ONG: Tensor, importance_NG: Tensor) -> Tensor:
-    size_ONG, order_ONG = weight_ONG.abs().sort(dim=-1, descending=True)
-    felt_ONG = importance_NG.expand_as(size_ONG).gather(-1, order_ONG).double()
-    mass_ONG, moment_ONG = felt_ONG.cumsum(-1), (felt_ONG * size_ONG).cumsum(-1)
-    best_ON1 = (moment_ONG.square() / mass_ONG).argmax(-1, keepdim=True)
-    return stored((moment_ONG.gather(-1, best_ON1) / mass_ONG.gather(-1, best_ON1)).squeeze(-1).float())
+    return ternary.quantize(weight_OI, importance_I, group_size=spec.group_size)

@@ -1,10 +1,11 @@
 """Weights made of codes and scales as training needs them: gradients pass through the rounding.
 
-weight = value * scale, the value being one that a code may stand for. A latent is a weight in steps of its scale; its
-value is the nearest one, and the gradient takes the rounding for the identity (straight through, arXiv:1308.3432). With
-latents in steps, a scale that changes takes its weights along, and its gradient is sum(g * value): that of a learned
-step size (LSQ, arXiv:1902.08153, g * (value - latent) for latents in weights) plus what moves the latents with it.
-Steps also make one learning rate fit every matrix and all bits.
+weight = value * scale, the value being one that a code may stand for. A latent is a weight in steps: of its scale or,
+where values are not one apart, of their mean distance times it. Its value is the nearest one, and the gradient takes
+the rounding for the identity (straight through, arXiv:1308.3432). With latents in steps, a scale that changes takes its
+weights along, and its gradient is sum(g * value): that of a learned step size (LSQ, arXiv:1902.08153,
+g * (value - latent) for latents in weights) plus what moves the latents with it. Steps also make one learning rate fit
+every matrix and all bits.
 
 Shapes: O outputs, I inputs, N groups a row, G inputs a group, K values of a codebook.
 """
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor
 
 from penjing.format.pack import level_values
+from penjing.tensors.books import level
 from penjing.tensors.groups import Quantized
 from penjing.tensors.scales import stored
 
@@ -47,7 +49,12 @@ def rounded_to_half(scale_ON: Tensor) -> Tensor:
 
 
 class Grid:
-    """The values that the codes of a matrix may stand for, apart from the scales: ordered, each with its code."""
+    """The values that the codes of a matrix may stand for, apart from the scales: ordered, each with its code.
+
+    `unit`: values to a step. Latents are in steps.
+    """
+
+    unit = 1.0
 
     def __init__(self, quantized: Quantized) -> None:
         self._like = quantized
@@ -63,14 +70,17 @@ class Grid:
             book_K = None if quantized.book_K is None else quantized.book_K.cpu().numpy()
             value_K = torch.from_numpy(level_values(quantized.bits, quantized.levels, book_K))
         self._value_K, self._code_K = value_K.float().sort(stable=True)
-        self._border_K = (self._value_K[1:] + self._value_K[:-1]) / 2
-        self._low, self._high = self._value_K[0], self._value_K[-1]
+        if not self._even:
+            self.unit = float((self._value_K[-1] - self._value_K[0]) / (count - 1))
+        step_K = self._value_K / self.unit
+        self._border_K = (step_K[1:] + step_K[:-1]) / 2
+        self._low, self._high = step_K[0], step_K[-1]
 
     def nearest(self, latent_ONG: Tensor) -> Tensor:
         """The value of each latent."""
         if self._even:
             return latent_ONG.round().clamp_(self._low, self._high)
-        return self._value_K[torch.bucketize(latent_ONG, self._border_K)]
+        return level(latent_ONG, self._border_K, self._value_K)
 
     def confine_(self, latent_ONG: Tensor) -> None:
         """Bring latents back that have left the outermost cells: from further out they would not find back in time.
@@ -81,6 +91,7 @@ class Grid:
 
     def inside(self, latent_ONG: Tensor, value_ONG: Tensor) -> Tensor:
         """Latents moved into the cells of these values."""
+        value_ONG = value_ONG / self.unit
         if self._even:
             return torch.minimum(torch.maximum(latent_ONG, value_ONG - 0.5 + _INSIDE), value_ONG + 0.5 - _INSIDE)
         edge = torch.tensor([torch.inf])
@@ -95,7 +106,7 @@ class Grid:
         if self._zero_ON1 is not None:
             code_ONG = self.nearest(latent_ONG) + self._zero_ON1
         else:
-            code_ONG = self._code_K[torch.bucketize(self.nearest(latent_ONG), self._border_K)]
+            code_ONG = self._code_K[torch.bucketize(self.nearest(latent_ONG) / self.unit, self._border_K)]
         return dataclasses.replace(
             self._like, code_ONG=code_ONG.to(torch.uint8), scale_ON=stored(scale_ON.detach()).half()
         )
@@ -120,6 +131,7 @@ class _Rounded(torch.autograd.Function):
     def forward(ctx: Any, latent_ONG: Tensor, scale_ON: Tensor, grid: Grid, dtype: torch.dtype) -> Tensor:
         weight_OI = grid.nearest(latent_ONG).mul_(scale_ON.unsqueeze(-1)).flatten(1).to(dtype)
         ctx.save_for_backward(weight_OI, scale_ON)
+        ctx.unit = grid.unit
         return weight_OI
 
     @staticmethod
@@ -128,7 +140,7 @@ class _Rounded(torch.autograd.Function):
         grad_ONG = incoming[0].float().view(*scale_ON.shape, -1)
         # sum(g * value) from the weights, which are there anyway
         along_ON = weight_OI.to(torch.float32, copy=True).view_as(grad_ONG).mul_(grad_ONG).sum(-1)
-        return grad_ONG * scale_ON.unsqueeze(-1), along_ON.div_(scale_ON), None, None
+        return grad_ONG * (ctx.unit * scale_ON).unsqueeze(-1), along_ON.div_(scale_ON), None, None
 
 
 class _Scaled(torch.autograd.Function):

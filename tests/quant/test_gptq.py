@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from penjing.quant import gptq, scale_search
+from penjing.tensors.rounding import rounded
 
 
 def weights(rows=12, cols=96):
@@ -63,6 +64,44 @@ def test_what_is_on_the_grid_stays():
     weight_OI = step_OI * 0.125
     found = gptq.quantize(gptq.Spec(bits=4, group_size=32), weight_OI, hessian(64))
     assert torch.equal(found.dequantize(), weight_OI)
+
+
+@pytest.mark.parametrize(("levels", "bits"), [("book", 2), ("book", 3), ("book", 4), ("ternary", 2)])
+@pytest.mark.parametrize("group_size", [12, 32, 96])
+def test_with_other_levels_too_the_error_is_below_that_of_rounding(levels, bits, group_size):
+    weight_OI, hessian_II = weights(), hessian()
+    settings = {"bits": bits, "group_size": group_size, "levels": levels}
+    start = rounded(weight_OI, hessian_II.diagonal(), **settings)
+    by_sweeps = [
+        gptq.quantize(gptq.Spec(**settings, damping=1e-4, sweeps=sweeps), weight_OI, hessian_II) for sweeps in range(3)
+    ]
+    errors = [gptq.error(weight_OI, found, hessian_II) for found in by_sweeps]
+    before = gptq.error(weight_OI, start, hessian_II)
+    assert errors[0] < 0.8 * before
+    slack = 2.0**-12 * before
+    assert all(later <= earlier + slack for earlier, later in itertools.pairwise(errors))
+    for found in by_sweeps:
+        assert (found.levels, found.bits, found.zero_ON) == (levels, bits, None)
+        assert int(found.code_ONG.max()) < (3 if levels == "ternary" else 1 << bits)
+
+
+@pytest.mark.parametrize(("levels", "bits"), [("book", 2), ("book", 4), ("ternary", 2)])
+def test_with_other_levels_too_inputs_that_do_not_go_together_are_only_rounded(levels, bits):
+    importance_I = torch.logspace(0, -2, 96)
+    spec = {"bits": bits, "group_size": 32, "levels": levels}
+    found = gptq.quantize(gptq.Spec(**spec, sweeps=0), weights(), torch.diag(importance_I))
+    wanted = rounded(weights(), importance_I, **spec)
+    assert torch.equal(found.code_ONG, wanted.code_ONG)
+    assert torch.equal(found.scale_ON, wanted.scale_ON)
+    assert (found.book_K is None) == (levels == "ternary")
+
+
+def test_a_book_that_was_chosen_for_other_rows_is_used():
+    spec = gptq.Spec(bits=2, group_size=32, levels="book")
+    first = gptq.quantize(spec, weights(), hessian())
+    other = gptq.quantize(spec, weights() ** 3, hessian(), book_K=first.book_K)
+    assert torch.equal(other.book_K, first.book_K)
+    assert not torch.equal(gptq.quantize(spec, weights() ** 3, hessian()).book_K, first.book_K)
 
 
 def test_rows_do_not_see_each_other():

@@ -31,7 +31,7 @@ def test_a_latent_anywhere_in_the_cell_of_a_code_gives_it_back(way):
     quantized = make(way)
     grid, value_ONG = Grid(quantized), values(quantized)
     far_ONG = 300 * torch.randn(value_ONG.shape, generator=torch.Generator().manual_seed(1))
-    for latent_ONG in (value_ONG, grid.inside(far_ONG, value_ONG), grid.inside(-far_ONG, value_ONG)):
+    for latent_ONG in (value_ONG / grid.unit, grid.inside(far_ONG, value_ONG), grid.inside(-far_ONG, value_ONG)):
         assert torch.equal(grid.nearest(latent_ONG), value_ONG)
         found = grid.quantized(latent_ONG, quantized.scale_ON.float())
         assert torch.equal(found.code_ONG, quantized.code_ONG)
@@ -50,10 +50,19 @@ def test_the_nearest_of_all_values_is_taken(way):
 
     value_KONG = torch.stack([values(dataclasses.replace(quantized, code_ONG=code_ONG)) for code_ONG in every])
     latent_ONG = 3 * torch.randn(quantized.code_ONG.shape, generator=torch.Generator().manual_seed(2))
-    found_ONG = Grid(quantized).nearest(latent_ONG)
-    least_ONG = (value_KONG - latent_ONG).abs().amin(0)
-    assert torch.equal((found_ONG - latent_ONG).abs(), least_ONG)
+    grid = Grid(quantized)
+    found_ONG = grid.nearest(latent_ONG)
+    least_ONG = (value_KONG / grid.unit - latent_ONG).abs().amin(0)
+    assert torch.equal((found_ONG / grid.unit - latent_ONG).abs(), least_ONG)
     assert (value_KONG == found_ONG).any(0).all()
+
+
+def test_a_step_is_the_mean_distance_of_values():
+    assert [Grid(make(way)).unit for way in ("uniform-2", "uniform-8", "zeros-4", "ternary-2")] == [1.0] * 4
+    assert Grid(make("uniform-1")).unit == 2.0
+    quantized = make("book-2")
+    value_K = quantized.book_K.float()
+    assert Grid(quantized).unit == pytest.approx(float(value_K.max() - value_K.min()) / 3)
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -65,19 +74,21 @@ def test_latents_that_ran_away_are_brought_back_to_where_they_count(way):
     nearest_ONG = grid.nearest(latent_ONG)
     grid.confine_(latent_ONG)
     assert torch.equal(grid.nearest(latent_ONG), nearest_ONG)
-    assert ((latent_ONG - nearest_ONG).abs() <= 0.5).all()
+    # a step of a book's values may be no binary fraction
+    assert ((latent_ONG - nearest_ONG / grid.unit).abs() <= 0.5 + 2.0**-20).all()
 
 
 @pytest.mark.parametrize("way", ["uniform-3", "zeros-4", "ternary-2", "book-2"])
 def test_gradients_are_those_of_value_times_scale(way):
     quantized = make(way)
     scale_ON = quantized.scale_ON.float().requires_grad_()
-    latent_ONG = values(quantized).requires_grad_()
-    weight_OI = rounded_weight(latent_ONG, scale_ON, Grid(quantized))
+    grid = Grid(quantized)
+    latent_ONG = (values(quantized) / grid.unit).requires_grad_()
+    weight_OI = rounded_weight(latent_ONG, scale_ON, grid)
     assert torch.equal(weight_OI, quantized.dequantize())
     grad_OI = torch.randn(weight_OI.shape, generator=torch.Generator().manual_seed(3))
     found = torch.autograd.grad(weight_OI, (latent_ONG, scale_ON), grad_OI)
-    straight_OI = (latent_ONG * scale_ON.unsqueeze(-1)).flatten(1)  # what straight through means
+    straight_OI = (latent_ONG * grid.unit * scale_ON.unsqueeze(-1)).flatten(1)  # what straight through means
     wanted = torch.autograd.grad(straight_OI, (latent_ONG, scale_ON), grad_OI)
     torch.testing.assert_close(found, wanted)
 
