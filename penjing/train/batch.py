@@ -71,6 +71,12 @@ class Batch:
         """Some of the rows, as a batch."""
         return self._of(lambda part: part[start:stop])
 
+    def pieces(self, num_tokens: int) -> list[Batch]:
+        """All rows, in batches of about `num_tokens` tokens at most."""
+        num_rows, length = self.token_BT.shape
+        size = max(1, num_tokens // length)
+        return [self.rows(start, min(start + size, num_rows)) for start in range(0, num_rows, size)]
+
     def take(self, index_B: Tensor) -> Batch:
         """Copies of rows, as a batch."""
         return self._of(lambda part: part[index_B])

@@ -250,8 +250,8 @@ class _Run:
         self.model.train()
         torch.manual_seed((settings.seed * 1_000_003 + step) * 1009 + self.processes.rank)  # dropout of this step
         total, count = 0.0, 0.0
-        mine = [self.processes.share(batch) for batch in batches]
-        pieces = _pieces(mine, settings.micro_tokens or self.micro_tokens)
+        micro_tokens = settings.micro_tokens or self.micro_tokens
+        pieces = [piece for batch in batches for piece in self.processes.share(batch).pieces(micro_tokens)]
         for number, piece in enumerate(pieces, start=1):
             with self.processes.without_exchange(last=number == len(pieces)):
                 loss = self._backward(piece)
@@ -395,13 +395,3 @@ class _Run:
         loss, _ = health.loss_trend([point["loss"] for point in record.curve])
         parts = (f"loss {loss:.3f}", f"{speed:.0f} tokens/s", f"{max(0.0, left) / 60:.1f} min left")
         self.report(" · ".join((*parts, f"{peak_rss_bytes() / 1e9:.2f} GB")), record.step, settings.steps)
-
-
-def _pieces(batches: list[Batch], micro_tokens: int) -> list[Batch]:
-    """The rows of all batches, at most about `micro_tokens` tokens at a time."""
-    found = []
-    for batch in batches:
-        num_rows, length = batch.token_BT.shape
-        size = max(1, micro_tokens // length)
-        found += [batch.rows(start, min(start + size, num_rows)) for start in range(0, num_rows, size)]
-    return found

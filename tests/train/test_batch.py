@@ -61,6 +61,15 @@ def tokens(batch: Batch) -> Counter:
     return Counter(batch.token_BT[batch.document_BT >= 0].tolist())
 
 
+@pytest.mark.parametrize(("num_tokens", "sizes"), [(1, [1, 1, 1, 1, 1]), (8, [2, 2, 1]), (100, [5])])
+def test_pieces_are_all_rows_in_order(num_tokens, sizes):
+    batch = stack([pack([document(np.arange(4) + 10 * row)]) for row in range(5)])
+    pieces = batch.pieces(num_tokens)
+    assert [len(piece.token_BT) for piece in pieces] == sizes
+    assert torch.equal(torch.cat([piece.token_BT for piece in pieces]), batch.token_BT)
+    assert torch.equal(torch.cat([piece.weight_BT for piece in pieces]), batch.weight_BT)
+
+
 def test_every_epoch_sees_every_token_once_in_another_order():
     batches = PackedBatches(documents(), rows=1, length=16)
     steps = batches.rows_per_epoch
