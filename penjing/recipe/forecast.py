@@ -146,6 +146,6 @@ def _importances(parent: Checkpoint) -> dict[str, Importance]:
     """Stand-ins for what calibrating gives, of its sizes; of a Hessian only that there is one."""
     some_II = torch.empty(0) if with_hessians(parent) else None
     return {
-        name: Importance(torch.ones(1, rows), torch.ones(1, cols), None if name == "embed" else some_II)
+        name: Importance(torch.ones(1, rows), torch.ones(1, cols), some_II)
         for name, (rows, cols) in parent.architecture.matrix_shapes().items()
     }

@@ -24,6 +24,7 @@ from penjing.tensors.precision import fast_products
 from penjing.tensors.statistics import Importance, importances, weight_names
 
 _KEY = "calibration"
+_FORMAT = 2  # of the cache; 2: the embedding has a Hessian too
 _MOST_HESSIANS = 1 << 30  # bytes; what a larger model's would take is better spent elsewhere
 
 
@@ -81,7 +82,7 @@ def _weight_name(model: Any, part: Part, known: Iterable[str]) -> str:
 
 
 def _digest(parent: Checkpoint, calibration: Windows, seed: int) -> str:
-    return hashlib.sha256(json.dumps([parent.digest, calibration.digest, seed]).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([_FORMAT, parent.digest, calibration.digest, seed]).encode()).hexdigest()
 
 
 def _write(path: Path, digest: str, found: Mapping[str, Importance]) -> None:

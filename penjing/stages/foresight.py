@@ -186,8 +186,8 @@ def calibration_memory(parent: Checkpoint, calibration: Windows, *, hessians: bo
 
 
 def hessian_bytes(arch: Architecture) -> int:
-    """Of the Fisher's Hessians of all matrices; a lookup's inputs have none."""
-    return sum(4 * cols * cols for name, (_, cols) in arch.matrix_shapes().items() if name != "embed")
+    """Of the Fisher's Hessians of all matrices."""
+    return sum(4 * cols * cols for _, cols in arch.matrix_shapes().values())
 
 
 def _saved(arch: Architecture) -> int:

@@ -108,7 +108,7 @@ class Weighing:
         return found
 
     def _errors(self, name: str) -> dict[str, torch.Tensor | None]:
-        """A lookup's inputs have no Hessian: its importance stands on the diagonal, all alike where it is not known."""
+        """Of a lookup without a Hessian the importance stands on the diagonal, all alike where it is not known."""
         known, hessian_II = self._importances.get(name), self._hessians.get(name)
         if known is not None:
             importance_I = known.mean_input_I()
@@ -119,10 +119,9 @@ class Weighing:
             importance_I = torch.ones(self._hidden_size)
         else:
             return {"importance_I": None, "hessian_II": None}
-        return {
-            "importance_I": importance_I,
-            "hessian_II": torch.diag(importance_I) if name == "embed" else hessian_II,
-        }
+        if hessian_II is None and name == "embed":
+            hessian_II = torch.diag(importance_I)
+        return {"importance_I": importance_I, "hessian_II": hessian_II}
 
 
 def asking(chosen: Mapping[str, Choice], importances: Mapping[str, Importance], num_layers: int) -> set[int]:

@@ -14,7 +14,8 @@ query projections 1.7 times too low. This form was within 1.3 times for all kind
 
 What errors of several inputs cost together is kept beside it where asked for, averaged over the outputs: the sum over
 windows of G^T G, G = d(loss of a window) / dW, which is what counts but comes from few samples, and over tokens of
-|g|^2 x^T x, g and x being a token's gradient and input, which leaves out how tokens meet but comes from many. GPTQ with
+|g|^2 x^T x, g and x being a token's gradient and input, which leaves out how tokens meet but comes from many. A lookup's
+rows are what it puts out, so there the latter is g^T g; a tied matrix has the sum of both. GPTQ with
 the first alone gave SmolLM2-135M's body at 4 bits in groups of 32 a KL of 0.076, with both 0.072, with X^T X 0.103.
 
 Shapes: W windows, T tokens a window, O outputs, I inputs, K products that add up.
@@ -22,7 +23,6 @@ Shapes: W windows, T tokens a window, O outputs, I inputs, K products that add u
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -41,7 +41,7 @@ class Importance:
 
     output_KO: Tensor  # noqa: N815
     input_KI: Tensor  # noqa: N815
-    #: of inputs together, up to a factor; of linear layers that are not tied, where it was asked for
+    #: of inputs together, up to a factor, where it was asked for
     hessian_II: Tensor | None = None  # noqa: N815
 
     def mean_input_I(self) -> Tensor:  # noqa: N802
@@ -65,7 +65,7 @@ def importances(
 
     `model` is a transformers causal language model in float32; it is left as it was found. Takes about four forward
     passes a window; memory is one window's activations and one matrix's gradient at a time. With `hessians` it takes
-    about six passes, and I x I floats for each linear layer that is not tied.
+    about six passes, and I x I floats for each matrix.
     """
     collector = _Collector(model, hessians=hessians)
     generator = torch.Generator().manual_seed(seed)
@@ -130,12 +130,8 @@ class _Collector:
     def __init__(self, model: Any, *, hessians: bool) -> None:
         self._sums: dict[Any, tuple[Tensor, Tensor]] = {}
         self._names = weight_names(model)
-        tied = {name for name, count in Counter(self._names.values()).items() if count > 1}
-        self._hessians = {
-            module: torch.zeros(module.weight.shape[1], module.weight.shape[1])
-            for module, name in self._names.items()
-            if hessians and isinstance(module, nn.Linear) and name not in tied
-        }
+        inputs = {name: module.weight.shape[1] for module, name in self._names.items()}
+        self._hessians = {name: torch.zeros(size, size) for name, size in inputs.items() if hessians}
         self._handles = []
         for module in self._names:
             rows, cols = module.weight.shape
@@ -148,9 +144,7 @@ class _Collector:
 
         def add(gradient: Tensor) -> None:
             gradient_OI = gradient.flatten(0, -2).T @ x_TI
-            if module in self._hessians:
-                felt_TI = x_TI * gradient.flatten(0, -2).norm(dim=1, keepdim=True)
-                self._hessians[module].addmm_(gradient_OI.T, gradient_OI).addmm_(felt_TI.T, felt_TI)
+            self._add_together(module, gradient_OI, x_TI * gradient.flatten(0, -2).norm(dim=1, keepdim=True))
             self._add(module, gradient_OI)
 
         output.register_hook(add)  # type: ignore[no-untyped-call]
@@ -161,10 +155,16 @@ class _Collector:
         def add(gradient: Tensor) -> None:
             gradient_TI = gradient.flatten(0, -2)
             seen_NI = torch.zeros(len(token_N), gradient_TI.shape[1]).index_add_(0, row_T.flatten(), gradient_TI)
+            self._add_together(module, seen_NI, gradient_TI)
             self._add(module, seen_NI, rows=token_N)
 
         output.requires_grad_(True)  # weights are frozen: this starts the graph
         output.register_hook(add)  # type: ignore[no-untyped-call]
+
+    def _add_together(self, module: nn.Module, gradient_OI: Tensor, felt_TI: Tensor) -> None:
+        hessian_II = self._hessians.get(self._names[module])
+        if hessian_II is not None:
+            hessian_II.addmm_(gradient_OI.T, gradient_OI).addmm_(felt_TI.T, felt_TI)
 
     def _add(self, module: nn.Module, gradient_OI: Tensor, rows: Tensor | slice = slice(None)) -> None:
         row_sum_O, column_sum_I = self._sums[module]
@@ -185,7 +185,7 @@ class _Collector:
             if name in found:  # tied
                 output_KO = torch.cat([found[name].output_KO, output_KO])
                 input_KI = torch.cat([found[name].input_KI, input_KI])
-            found[name] = Importance(output_KO, input_KI, self._hessians.get(module))
+            found[name] = Importance(output_KO, input_KI, self._hessians.get(name))
         return found
 
 

@@ -101,28 +101,43 @@ def test_loss_of_rows_adds_up_to_the_loss_of_all():
     assert torch.allclose(importance.mean_input_I(), (importance.output_KO.T @ importance.input_KI).mean(0), rtol=1e-5)
 
 
-def test_the_hessian_is_of_windows_and_of_tokens():
-    """Against autograd's own gradients; absent unless asked for, and where the matrix is a lookup as well."""
-    model = tiny_llama(tied=False)
-    found = importances(model, tokens(2), hessians=True, seed=5)
-    name = "model.layers.0.mlp.down_proj"
-    module, wanted_II = model.get_submodule(name), torch.zeros(24, 24)
-    generator = torch.Generator().manual_seed(5)
-    seen = {}
+def hessian_by_autograd(model, name, num_windows, *, seed, lookup=False):
+    """Of windows and of tokens, from gradients that autograd keeps."""
+    module, seen = model.get_submodule(name), {}
+    size = module.weight.shape[1]
+    wanted_II = torch.zeros(size, size)
+    generator = torch.Generator().manual_seed(seed)
 
     def keep(_, inputs, output):
         output.retain_grad()
         seen.update(x=inputs[0], y=output)
 
-    module.register_forward_hook(keep)
-    for token_T in tokens(2):
+    handle = module.register_forward_hook(keep)
+    for token_T in tokens(num_windows):
         model.zero_grad()
         logit_TV = model(token_T[None]).logits[0]
         label_T = torch.multinomial(logit_TV.detach().softmax(-1), 1, generator=generator)[:, 0]
         nn.functional.cross_entropy(logit_TV, label_T, reduction="sum").backward()
-        felt_TI = seen["x"][0].detach() * seen["y"].grad[0].norm(dim=1, keepdim=True)
+        gradient_TO = seen["y"].grad[0]
+        felt_TI = gradient_TO if lookup else seen["x"][0].detach() * gradient_TO.norm(dim=1, keepdim=True)
         wanted_II += module.weight.grad.T @ module.weight.grad + felt_TI.T @ felt_TI
+    handle.remove()
+    return wanted_II
+
+
+@pytest.mark.parametrize("name", ["model.layers.0.mlp.down_proj", "model.embed_tokens", "lm_head"])
+def test_the_hessian_is_of_windows_and_of_tokens(name):
+    """Against autograd's own gradients; absent unless asked for."""
+    model = tiny_llama(tied=False)
+    found = importances(model, tokens(2), hessians=True, seed=5)
+    wanted_II = hessian_by_autograd(model, name, 2, seed=5, lookup=name == "model.embed_tokens")
     assert torch.allclose(found[f"{name}.weight"].hessian_II, wanted_II, rtol=1e-4, atol=1e-6 * float(wanted_II.max()))
-    assert found["model.embed_tokens.weight"].hessian_II is None
-    assert importances(tiny_llama(tied=True), tokens(1), hessians=True)["model.embed_tokens.weight"].hessian_II is None
     assert importances(model, tokens(1))[f"{name}.weight"].hessian_II is None
+
+
+def test_a_tied_matrix_has_the_hessians_of_both_its_uses():
+    tied, apart = tiny_llama(tied=True), tiny_llama(tied=False)
+    apart.load_state_dict(tied.state_dict())
+    one, two = (importances(model, tokens(2), hessians=True, seed=5) for model in (tied, apart))
+    both_II = two["model.embed_tokens.weight"].hessian_II + two["lm_head.weight"].hessian_II
+    assert torch.allclose(one["model.embed_tokens.weight"].hessian_II, both_II, rtol=1e-4)
