@@ -147,9 +147,8 @@ def test_gptq_takes_the_fishers_hessian_and_does_not_walk(tiny_model, tmp_path, 
     child = open_checkpoint(tmp_path / "child")
     for part in parent.parts():
         if part.name in found:
-            known = found[part.name]
-            hessian_II = torch.diag(known.mean_input_I()) if part.name == "embed" else known.hessian_II
-            wanted = gptq.quantize(gptq.Spec(**SPEC), torch.from_numpy(parent.read_part(part)), hessian_II)
+            weight_OI = torch.from_numpy(parent.read_part(part))
+            wanted = gptq.quantize(gptq.Spec(**SPEC), weight_OI, found[part.name].hessian_II)
             np.testing.assert_array_equal(child.read_part(part), wanted.dequantize().numpy())
 
 
