@@ -45,7 +45,9 @@ from penjing.tensors.statistics import Importance
 
 CALIBRATION_WINDOWS = 12
 HELD_OUT_WINDOWS = 16
-_HEADER_BYTES_A_MATRIX = 400  # a first guess: names, layout, settings; the packed file corrects it
+#: a first guess, names, layout, settings and padding, which the packed file corrects; SmolLM2's are 510 to 560, and to
+#: guess too little costs quantizing twice
+_HEADER_BYTES_A_MATRIX = 600
 _RECORD_BYTES = 12 << 10  # that tuning and the proof will add to the header at most
 _PROOF_BYTES = 8 << 10  # of these, what the proof will
 _ATTEMPTS = 4
