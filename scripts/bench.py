@@ -44,6 +44,7 @@ from penjing.measure import fresh
 from penjing.measure.compare import WINDOW, held_out_windows
 from penjing.measure.memory import measure_memory
 from penjing.measure.probe import probe
+from penjing.recipe.fit import CALIBRATION_WINDOWS
 from penjing.runtime import binding
 
 
@@ -128,7 +129,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--folder", type=Path, default=Path("build/speed"), help="where files are made and kept")
     parser.add_argument("--sizes", default="68,72,76,80,84,88,94", help="of our files, MB, rising")
     parser.add_argument("--windows", type=int, default=8, help=f"held-out windows of {WINDOW} tokens")
-    parser.add_argument("--calibration-windows", type=int, default=12)
+    parser.add_argument("--calibration-windows", type=int, default=CALIBRATION_WINDOWS)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--prompts", default="512,2048")
     parser.add_argument("--decode", type=int, default=128)

@@ -31,6 +31,7 @@ from penjing.checkpoint import open_checkpoint
 from penjing.data.text import Windows, check_disjoint
 from penjing.evidence import device
 from penjing.measure.compare import WINDOW, held_out_windows
+from penjing.recipe.fit import CALIBRATION_WINDOWS
 from penjing.runtime import binding
 
 PARENT = "smollm2-135m"
@@ -48,7 +49,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--hard", type=float, default=0.0, help="tuning: share of the text's own loss beside the KL")
     parser.add_argument("--sizes", default="76,60,48,38", help="MB, or MB:MINUTES of tuning")
     parser.add_argument("--windows", type=int, default=8, help="held-out windows of 512 tokens")
-    parser.add_argument("--calibration-windows", type=int, default=12)
+    parser.add_argument("--calibration-windows", type=int, default=CALIBRATION_WINDOWS)
     parser.add_argument("--peer-python", help="has hqq and llmcompressor")
     parser.add_argument("--llamacpp-python", help="has llama-cpp-python")
     parser.add_argument("--kinds", default=KINDS, help="llama.cpp's types")

@@ -43,7 +43,8 @@ from penjing.stages.quantize import quantize
 from penjing.stages.tune import tune
 from penjing.tensors.statistics import Importance
 
-CALIBRATION_WINDOWS = 12
+#: SmolLM2-135M to 76 MB: perplexity +6.2% with 12 windows, +5.1% with 32; to 48 MB +178% and +162%
+CALIBRATION_WINDOWS = 32
 HELD_OUT_WINDOWS = 16
 #: a first guess, names, layout, settings and padding, which the packed file corrects; SmolLM2's are 510 to 560, and to
 #: guess too little costs quantizing twice
