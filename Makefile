@@ -20,7 +20,7 @@ QUESTION ?= What does the zip function do in Python?
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: help setup demo demo-pretrain test lint format docs csrc-test tsan-test fuzz isa-test aarch64-test edge wheel wheel-test \
-  bench bench-all bench-engine bench-kernels bench-quality bench-parents bench-train bench-adapt bench-cost bench-big clean
+  bench bench-all bench-engine bench-kernels bench-quality bench-parents bench-techniques bench-train bench-adapt bench-cost bench-big clean
 
 help: ## These lines
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -189,6 +189,10 @@ bench-parents: $(SECOND) $(THIRD) $(QUANTIZERS)/.installed $(PEERS)/.installed #
 	  --sizes 76,60,48,38 -o docs/results/quality-second.md
 	$(BENCH_QUALITY) --model $(THIRD) --about 'a GPT-NeoX of 3 million weights, trained from scratch' \
 	  --sizes 1.9,1.6,1.3,1.1 -o docs/results/quality-third.md
+
+bench-techniques: $(STAMP) ## Every way to round, on every fifth layer of SmolLM2; needs ../shared/data
+	$(BIN)/python scripts/bench_techniques.py --calibration ../shared/data/web_and_wiki \
+	  --held-out ../shared/data/wikitext2/valid.txt -o docs/results/techniques.md
 
 COST_TEXT ?= ../shared/data/web_and_wiki/wiki_demo.txt
 BLOCKS ?= 4
