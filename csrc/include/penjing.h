@@ -13,7 +13,9 @@
  *             8 bits: 64 bytes a block        4 bits: 64 bytes two blocks, the first in the low nibbles
  *             2 bits: 64 bytes four blocks, the first in the lowest bits        1 bit: 8 bytes a block, lowest bit first
  *           3 bits are a plane of 2 and one of 1 (its bit worth 4), 5 are 4 + 1 (worth 16), 6 are 4 + 2 (worth 16).
- *   scales: float16 [panel][group][16];  zeros: uint8 [panel][group][16], absent: 2^(bits-1) everywhere
+ *   scales: [panel][group][16], float16 or, of 8 bits, those float16 of which sign, the lower four bits of the exponent
+ *           and the upper three of the mantissa say all: these, in that order, in a byte; up to 1.875
+ *   zeros: uint8 [panel][group][16], absent: 2^(bits-1) everywhere
  *   weight = (code - zero) * scale; of 1 bit, which has no zeros, (2 code - 1) * scale
  * What codes may stand for instead (pj_levels), without zeros:
  *   PJ_BOOK:    weight = book[code] * scale; 2, 3 or 4 bits, stored as above.
@@ -34,7 +36,7 @@
 extern "C" {
 #endif
 
-#define PJ_ABI_VERSION 6
+#define PJ_ABI_VERSION 7
 #define PJ_LANES 16
 #define PJ_MAX_ROPES 8
 #define PJ_MAX_RANK 256
@@ -63,6 +65,7 @@ typedef struct {
   int32_t bits;        /* PJ_CODES: 1, 2, 3, 4, 5, 6, 8 */
   int32_t group_size;  /* PJ_CODES: divides cols */
   int32_t levels;      /* PJ_CODES: pj_levels */
+  int32_t scale_bits;  /* PJ_CODES: 16 or 8 */
 } pj_matrix;
 
 typedef struct {

@@ -134,18 +134,18 @@ struct TileColumns {
 // A panel (unpacked) times COLUMNS columns. While the float steps of one group run, the tile unit is at the next.
 template <int COLUMNS>
 void tile_panel(const Matrix& w, int panel, const uint8_t* bytes, TileColumns x, int chunk, float* y, size_t ld_y) {
-  const uint16_t* scale_w = w.scales + static_cast<size_t>(panel) * w.num_groups * kLanes;
+  const size_t first_group = static_cast<size_t>(panel) * w.num_groups;
   TileSums<COLUMNS> sums[2];
   Floats acc[COLUMNS];
 #pragma GCC unroll 16
   for (int c = 0; c < COLUMNS; ++c) acc[c] = all(0.0f);
 
   tile_sums(w, bytes, x.code, x.ld, chunk, sums[0]);
-  for (int g = 0; g < w.num_groups; ++g, x.scale += kLanes, scale_w += kLanes) {
+  for (int g = 0; g < w.num_groups; ++g, x.scale += kLanes) {
     bytes += w.stride * kLanes;
     x.code += w.stride;
     if (g + 1 < w.num_groups) tile_sums(w, bytes, x.code, x.ld, chunk, sums[~g & 1]);
-    const Floats scale = load_f16(scale_w);
+    const Floats scale = load_scales(w, first_group + g);
 #pragma GCC unroll 16
     for (int c = 0; c < COLUMNS; ++c) {
       acc[c] = fma(to_floats(_mm512_load_si512(sums[g & 1].lane[c])), mul(scale, all(x.scale[c])), acc[c]);

@@ -14,12 +14,13 @@ namespace penjing {
 struct Matrix {
   pj_kind kind;
   const uint8_t* data;
-  const uint16_t* scales;  // float16 [panel][group][16]
-  const uint8_t* zeros;    // [panel][group][16] or null
-  const float* bias;       // [rows] or null
-  const int8_t* book;      // [2^bits] or null
+  const uint8_t* scales;  // [panel][group][16] of scale_bytes each
+  const uint8_t* zeros;   // [panel][group][16] or null
+  const float* bias;      // [rows] or null
+  const int8_t* book;     // [2^bits] or null
   pj_levels levels;
   int rows, cols, bits, group_size;
+  int scale_bytes;                     // 2: float16
   int num_panels, num_groups, stride;  // stride: group_size rounded up to 16
   size_t panel_bytes;                  // of data
 };

@@ -104,7 +104,7 @@ struct GroupScales {
 template <int WIDTH, bool ZEROS>
 inline GroupScales group_scales(const Matrix& w, size_t group) {
   GroupScales out;
-  out.scale = load_f16(w.scales + group * kLanes);
+  out.scale = load_scales(w, group);
   if constexpr (ZEROS) out.correction = sub(ints(code_offset(WIDTH)), load_u8(w.zeros + group * kLanes));
   return out;
 }

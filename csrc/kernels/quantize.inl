@@ -112,7 +112,7 @@ void read_codes_row(const Matrix& w, int row, float* out) {
   for (int g = 0; g < w.num_groups; ++g) {
     const size_t entry = (first_group + g) * kLanes;
     float scale[kLanes];
-    store(scale, load_f16(w.scales + entry));
+    store(scale, load_scales(w, first_group + g));
     const int zero = w.zeros ? w.zeros[entry + lane] : symmetric_zero(w);
     for (int i = 0; i < w.group_size; ++i) {
       *out++ = static_cast<float>(level_at(w, data, g, lane, i, zero)) * scale[lane];

@@ -5,6 +5,21 @@ namespace {
 inline Floats load_up_to(const float* x, int n) { return n >= kLanes ? load(x) : load_first(x, n); }
 inline void store_up_to(float* y, Floats x, int n) { n >= kLanes ? store(y, x) : store_first(y, x, n); }
 
+// Scales of 8 bits, layout in penjing.h: a float32 has its bits of the exponent at the same distance from the sign's end,
+// and counts from 112 further down.
+inline Floats load_small_scales(const uint8_t* p) {
+  const Ints byte = load_u8(p);
+  const Ints sign = shift_left<24>(bit_and(byte, ints(0x80)));
+  const Ints rest = shift_left<20>(bit_and(byte, ints(0x7f)));
+  return mul(floats_of_bits(add(sign, rest)), all(0x1p112f));
+}
+
+// The scales of one group of a panel; `group`: counted through all panels.
+inline Floats load_scales(const Matrix& w, size_t group) {
+  if (w.scale_bytes == 1) return load_small_scales(w.scales + group * kLanes);
+  return load_f16(w.scales + 2 * group * kLanes);
+}
+
 void rms_norm(const float* x, const float* weight, int size, float eps, float* y) {
   Floats squares = all(0.0f);
   for (int i = 0; i < size; i += kLanes) {

@@ -37,11 +37,14 @@ void check_codes(const char* name, const pj_matrix& m) {
     fail(PJ_BAD_ARGUMENT, "%s: sums over groups of %d do not fit 32 bits", name, m.group_size);
   }
   if (!m.scales) fail(PJ_BAD_ARGUMENT, "%s: codes without scales", name);
-  if (!aligned(m.scales, 2)) fail(PJ_BAD_ARGUMENT, "%s: scales are not aligned", name);
+  if (m.scale_bits != 8 && m.scale_bits != 16) fail(PJ_BAD_ARGUMENT, "%s: scales of %d bits", name, m.scale_bits);
+  if (!aligned(m.scales, m.scale_bits / 8)) fail(PJ_BAD_ARGUMENT, "%s: scales are not aligned", name);
 }
 
 void check_floats(const char* name, const pj_matrix& m) {
-  if (m.scales || m.zeros || m.book || m.levels) fail(PJ_BAD_ARGUMENT, "%s: what codes have beside floats", name);
+  if (m.scales || m.zeros || m.book || m.levels || m.scale_bits) {
+    fail(PJ_BAD_ARGUMENT, "%s: what codes have beside floats", name);
+  }
   if (!aligned(m.data, m.kind == PJ_F32 ? 4 : 2)) fail(PJ_BAD_ARGUMENT, "%s: weights are not aligned", name);
 }
 
@@ -66,7 +69,8 @@ Matrix check_matrix(const char* name, const pj_matrix& m) {
   const size_t cols = static_cast<size_t>(m.cols);
   if (m.kind == PJ_CODES) {
     check_codes(name, m);
-    out.scales = static_cast<const uint16_t*>(m.scales);
+    out.scales = static_cast<const uint8_t*>(m.scales);
+    out.scale_bytes = m.scale_bits / 8;
     out.zeros = static_cast<const uint8_t*>(m.zeros);
     out.bits = m.bits;
     out.group_size = m.group_size;
@@ -86,7 +90,7 @@ Matrix panels_of(const Matrix& m, int begin, int end) {
   Matrix part = m;
   const size_t first = static_cast<size_t>(begin);
   part.data += first * m.panel_bytes;
-  if (m.scales) part.scales += first * m.num_groups * PJ_LANES;
+  if (m.scales) part.scales += first * m.num_groups * PJ_LANES * m.scale_bytes;
   if (m.zeros) part.zeros += first * m.num_groups * PJ_LANES;
   if (m.bias) part.bias += first * PJ_LANES;
   part.rows = std::min(m.rows, end * PJ_LANES) - begin * PJ_LANES;

@@ -132,11 +132,13 @@ Layout read_layout(const Json& json, const std::string& name) {
   out.group_size = fields.integer_or("group_size", 0, kMaxGroup, 0);
   out.symmetric = fields.truth_or("symmetric", true);
   out.levels = static_cast<pj_levels>(fields.choice("levels", kLevels));
+  out.scale_bits = fields.integer_or("scale_bits", 8, 16, 16);
   fields.finish();
   if (out.kind == PJ_CODES) {
     check_levels(out, fields);
+    if (out.scale_bits != 8 && out.scale_bits != 16) fields.refuse("scale_bits");
     if (out.group_size < 1 || out.cols % out.group_size) fields.refuse("group_size");
-  } else if (out.bits || out.group_size || out.levels) {
+  } else if (out.bits || out.group_size || out.levels || out.scale_bits != 16) {
     fields.refuse("kind");
   }
   return out;

@@ -35,6 +35,7 @@ struct Layout {
   int rows, cols, bits, group_size;
   bool symmetric;
   pj_levels levels;
+  int scale_bits;
 
   uint64_t num_panels() const { return (static_cast<uint64_t>(rows) + PJ_LANES - 1) / PJ_LANES; }
   uint64_t num_groups() const { return static_cast<uint64_t>(cols / group_size); }

@@ -143,8 +143,10 @@ pj_matrix ModelFile::matrix(const std::string& name, int rows, int cols) {
   if (layout.kind == PJ_CODES) {
     const uint64_t groups = layout.num_groups();
     out.data = tensors_.take(name + ".codes", "U8", {panels, layout.panel_bytes()});
-    out.scales = tensors_.take(name + ".scales", "F16", {panels, groups, PJ_LANES});
-    check_finite<uint16_t>(out.scales, panels * groups * PJ_LANES, kExponent16, name + ".scales");
+    out.scale_bits = layout.scale_bits;
+    const bool halves = layout.scale_bits == 16;  // what 8 bits can say is finite
+    out.scales = tensors_.take(name + ".scales", halves ? "F16" : "U8", {panels, groups, PJ_LANES});
+    if (halves) check_finite<uint16_t>(out.scales, panels * groups * PJ_LANES, kExponent16, name + ".scales");
     if (!layout.symmetric) out.zeros = tensors_.take(name + ".zeros", "U8", {panels, groups, PJ_LANES});
     if (const uint64_t entries = layout.book_size()) {
       out.book = static_cast<const int8_t*>(tensors_.take(name + ".book", "I8", {entries}));

@@ -44,9 +44,9 @@ void require_same(const std::string& name, const std::vector<float>& a, const st
 
 // `copies` matrices in turn, so that together they are larger than the last cache (decode), or one (prefill).
 void bench_codes(const Kernels& k, const Kernels& oracle, int rows, int cols, int bits, int group, bool symmetric,
-                 int columns, size_t footprint, pj_levels levels = PJ_UNIFORM) {
+                 int columns, size_t footprint, pj_levels levels = PJ_UNIFORM, int scale_bytes = 2) {
   Random random(1);
-  const penjing::RandomMatrix first(random, rows, cols, bits, group, symmetric, false, levels);
+  const penjing::RandomMatrix first(random, rows, cols, bits, group, symmetric, false, levels, scale_bytes);
   const int copies = std::max<int>(1, static_cast<int>(footprint / first.bytes()));
   std::vector<penjing::RandomMatrix> matrices(copies, first);
   for (auto& m : matrices) m.relink();
@@ -66,7 +66,8 @@ void bench_codes(const Kernels& k, const Kernels& oracle, int rows, int cols, in
                             : levels == PJ_BOOK  ? "book"
                                                  : "b") +
                            (levels == PJ_TERNARY ? "" : std::to_string(bits)) + " g" + std::to_string(group) +
-                           (symmetric ? " sym x" : " asym x") + std::to_string(columns);
+                           (scale_bytes == 1 ? " s8" : "") + (symmetric ? " sym x" : " asym x") +
+                           std::to_string(columns);
   require_same(name, y, expected);
   print(name, 1.0 * rows * cols * columns * copies, static_cast<double>(first.bytes() * copies), seconds);
 }
@@ -156,6 +157,11 @@ int main(int argc, char** argv) {
     for (int bits : {1, 2, 3, 4, 5, 6, 8}) bench_codes(k, oracle, 1536, 576, bits, 64, true, 1, kBeyondCache);
     bench_codes(k, oracle, 1536, 576, 2, 64, true, 1, kBeyondCache, PJ_TERNARY);
     for (int bits : {2, 3, 4}) bench_codes(k, oracle, 1536, 576, bits, 64, true, 1, kBeyondCache, PJ_BOOK);
+    for (int scale_bytes : {2, 1}) {
+      for (int group : {32, 64}) {
+        bench_codes(k, oracle, 1536, 576, 3, group, true, 1, kBeyondCache, PJ_BOOK, scale_bytes);
+      }
+    }
     for (int group : {32, 96, 576}) bench_codes(k, oracle, 1536, 576, 4, group, true, 1, kBeyondCache);
     bench_codes(k, oracle, 1536, 576, 4, 64, false, 1, kBeyondCache);
     bench_codes(k, oracle, 49152, 576, 4, 64, true, 1, kBeyondCache);
@@ -170,6 +176,7 @@ int main(int argc, char** argv) {
     for (int bits : {1, 3, 8}) bench_codes(k, oracle, 1536, 576, bits, 64, true, 512, 0);
     bench_codes(k, oracle, 1536, 576, 2, 64, true, 512, 0, PJ_TERNARY);
     bench_codes(k, oracle, 1536, 576, 4, 64, true, 512, 0, PJ_BOOK);
+    for (int scale_bytes : {2, 1}) bench_codes(k, oracle, 1536, 576, 3, 32, true, 512, 0, PJ_BOOK, scale_bytes);
     for (int columns : {3, 8, 16, 128}) bench_codes(k, oracle, 1536, 576, 4, 64, true, columns, 0);
   }
   if (wanted("float")) {

@@ -60,9 +60,10 @@ using AlignedVector = std::vector<T, Aligned<T>>;
 class RandomMatrix {
  public:
   RandomMatrix(Random& random, int rows, int cols, int bits, int group_size, bool symmetric, bool bias,
-               pj_levels levels = PJ_UNIFORM) {
+               pj_levels levels = PJ_UNIFORM, int scale_bytes = 2) {
     matrix.kind = PJ_CODES;
     matrix.levels = levels;
+    matrix.scale_bytes = scale_bytes;
     set_shape(rows, cols);
     matrix.bits = bits;
     matrix.group_size = group_size;
@@ -73,12 +74,15 @@ class RandomMatrix {
     if (levels == PJ_BOOK) book_.resize(static_cast<size_t>(1) << bits);
     for (int8_t& entry : book_) entry = static_cast<int8_t>(random.below(256) - 128);
     data_.resize(matrix.panel_bytes * matrix.num_panels);
-    scales_.resize(static_cast<size_t>(matrix.num_panels) * matrix.num_groups * PJ_LANES);
-    if (!symmetric) zeros_.resize(scales_.size());
+    const size_t num_scales = static_cast<size_t>(matrix.num_panels) * matrix.num_groups * PJ_LANES;
+    scales_.resize(num_scales * scale_bytes);
+    if (!symmetric) zeros_.resize(num_scales);
     for (uint8_t& byte : data_) byte = static_cast<uint8_t>(random.next());
-    for (size_t i = 0; i < scales_.size(); ++i) {
+    for (size_t i = 0; i < num_scales; ++i) {
       const size_t panel = i / PJ_LANES / matrix.num_groups;
-      scales_[i] = static_cast<int>(panel * PJ_LANES + i % PJ_LANES) < rows ? random.half() : 0;
+      if (static_cast<int>(panel * PJ_LANES + i % PJ_LANES) >= rows) continue;
+      const uint16_t scale = scale_bytes == 2 ? random.half() : static_cast<uint16_t>(random.next() & 0xff);
+      std::memcpy(scales_.data() + i * scale_bytes, &scale, scale_bytes);
     }
     for (uint8_t& zero : zeros_) zero = static_cast<uint8_t>(random.below(1 << bits));
     add_bias(random, bias);
@@ -106,7 +110,7 @@ class RandomMatrix {
     matrix.bias = bias_.empty() ? nullptr : bias_.data();
     matrix.book = book_.empty() ? nullptr : book_.data();
   }
-  size_t bytes() const { return data_.size() + 2 * scales_.size() + zeros_.size() + book_.size(); }
+  size_t bytes() const { return data_.size() + scales_.size() + zeros_.size() + book_.size(); }
 
   Matrix matrix = {};
 
@@ -122,9 +126,8 @@ class RandomMatrix {
     relink();
   }
 
-  AlignedVector<uint8_t> data_, zeros_;
+  AlignedVector<uint8_t> data_, scales_, zeros_;
   std::vector<int8_t> book_;
-  AlignedVector<uint16_t> scales_;
   std::vector<float> bias_;
 };
 

@@ -60,7 +60,10 @@ int level_at(const Matrix& w, int row, int group, int input) {
 }
 
 float scale_at(const Matrix& w, int row, int group) {
-  return half_value(w.scales[(static_cast<size_t>(row / 16) * w.num_groups + group) * 16 + row % 16]);
+  const size_t at = (static_cast<size_t>(row / 16) * w.num_groups + group) * 16 + row % 16;
+  if (w.scale_bytes == 1)
+    return half_value(static_cast<uint16_t>((w.scales[at] & 0x80) << 8 | (w.scales[at] & 0x7f) << 7));
+  return half_value(static_cast<uint16_t>(w.scales[2 * at] | w.scales[2 * at + 1] << 8));
 }
 
 // y[column][row] of the contract.
@@ -108,15 +111,16 @@ void check_linear(const std::string& what, const Matrix& w, const std::vector<fl
 }
 
 void check_codes(const Tables& tables, int bits, int group, int groups, int rows, bool symmetric, bool bias,
-                 pj_levels levels = PJ_UNIFORM) {
+                 pj_levels levels = PJ_UNIFORM, int scale_bytes = 2) {
   Random random(static_cast<uint64_t>(bits * 1000 + group));
   const int cols = group * groups;
-  const RandomMatrix m(random, rows, cols, bits, group, symmetric, bias, levels);
+  const RandomMatrix m(random, rows, cols, bits, group, symmetric, bias, levels, scale_bytes);
   const RandomColumns x(random, tables.oracle(), kMostColumns, cols, group);
   const std::vector<float> expected = expected_codes(m.matrix, x, kMostColumns);
   const std::string shape = " levels " + std::to_string(levels) + " bits " + std::to_string(bits) + " group " +
                             std::to_string(group) + " rows " + std::to_string(rows) +
-                            (symmetric ? " symmetric" : " asymmetric") + (bias ? " bias" : "");
+                            (symmetric ? " symmetric" : " asymmetric") + (bias ? " bias" : "") +
+                            (scale_bytes == 1 ? " small scales" : "");
   for (const Kernels* k : tables) {
     AlignedVector<uint8_t> scratch(linear_scratch_bytes(m.matrix), 0xff);
     check_linear(k->name + shape, m.matrix, expected, [&](int begin, int end, int columns, float* y, size_t ld_y) {
@@ -379,11 +383,14 @@ void test_linear(const Tables& tables) {
     for (Grouping group : {Grouping{16, 3}, {32, 2}, {36, 3}, {64, 1}, {96, 2}, {80, 1}, {160, 2}, {4, 9}}) {
       for (int rows : {1, 17, 48}) {
         for (bool bias : {false, true}) {
-          check_codes(tables, way.bits, group.size, group.count, rows, true, bias, way.levels);
+          for (int scale_bytes : {1, 2}) {
+            check_codes(tables, way.bits, group.size, group.count, rows, true, bias, way.levels, scale_bytes);
+          }
         }
       }
     }
   }
+  check_codes(tables, 4, 36, 3, 17, false, true, PJ_UNIFORM, 1);
   check_many_columns(tables);
   check_extremes(tables);
   check_extreme_levels(tables);

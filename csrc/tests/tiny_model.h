@@ -66,9 +66,12 @@ class TinyModel {
  private:
   pj_matrix codes(int rows, int cols, int bits, int group_size, bool bias, pj_levels levels = PJ_UNIFORM) {
     const bool symmetric = bits % 2 == 0;
-    matrices_.push_back(std::make_unique<RandomMatrix>(random_, rows, cols, bits, group_size, symmetric, bias, levels));
+    const int scale_bytes = levels == PJ_UNIFORM ? 2 : 1;
+    matrices_.push_back(
+        std::make_unique<RandomMatrix>(random_, rows, cols, bits, group_size, symmetric, bias, levels, scale_bytes));
     const Matrix& m = matrices_.back()->matrix;
-    return {m.data, m.scales, m.zeros, m.bias, m.book, PJ_CODES, rows, cols, bits, group_size, levels};
+    return {m.data, m.scales, m.zeros, m.bias,     m.book, PJ_CODES,
+            rows,   cols,     bits,    group_size, levels, 8 * m.scale_bytes};
   }
   const float* norm(int size) {
     norms_.push_back(std::make_unique<std::vector<float>>(size));

@@ -28,6 +28,7 @@ from penjing.format.planes import (
     unpack_ternary,
 )
 from penjing.format.safetensors_file import VIEWS, TensorSpec
+from penjing.format.scales import SCALE_BITS, pack_scales, unpack_scales
 
 LANES: Final = 16
 #: what codes stand for to the bits that they may have
@@ -52,6 +53,7 @@ class Layout:
     `levels`: "uniform": weight = (code - zero) * scale. A symmetric layout has no zero points: they are 2^(bits-1)
     everywhere; of 1 bit, codes 0 and 1 stand for -1 and +1. "ternary": codes 0, 1, 2 stand for -1, 0, +1; `bits` is 2,
     stored are 1.6. "book": code k stands for entry k of the matrix's book of 2^bits int8. These are always symmetric.
+    `scale_bits`: of a scale, see format/scales.py.
     """
 
     kind: Kind
@@ -61,6 +63,7 @@ class Layout:
     group_size: int = 0
     symmetric: bool = True
     levels: Levels = "uniform"
+    scale_bits: int = 16
 
     @classmethod
     def from_fields(cls, fields: Any, *, where: str) -> Layout:
@@ -73,15 +76,13 @@ class Layout:
         return layout
 
     def to_fields(self) -> dict[str, Any]:
-        """For JSON, and back through `from_fields`. Uniform levels are not said: files before there were others."""
-        fields = dataclasses.asdict(self)
-        if self.levels == "uniform":
-            del fields["levels"]
-        return fields
+        """For JSON, and back through `from_fields`. What all files had before there was a choice is not said."""
+        unsaid = {"levels": "uniform", "scale_bits": 16}
+        return {name: value for name, value in dataclasses.asdict(self).items() if unsaid.get(name) != value}
 
     def check(self, *, where: str) -> None:
         """Raise PenjingError unless this layout can be packed."""
-        sizes = (self.rows, self.cols, self.bits, self.group_size)
+        sizes = (self.rows, self.cols, self.bits, self.group_size, self.scale_bits)
         if any(type(size) is not int for size in sizes) or type(self.symmetric) is not bool:
             raise PenjingError(f"unreadable layout: {self}", where=where, attempt="pack the model again")
         if self.kind not in get_args(Kind):
@@ -100,8 +101,15 @@ class Layout:
             if not self.symmetric and (self.levels != "uniform" or self.bits == 1):
                 fact = f"{self.bits} bits ({self.levels}) have no zero points"
                 raise PenjingError(fact, where=where, attempt="--set symmetric=yes")
+            if self.scale_bits not in SCALE_BITS:
+                offer = ", ".join(map(str, SCALE_BITS))
+                raise PenjingError(
+                    f"scales of {self.scale_bits} bits are not supported",
+                    where=where,
+                    attempt=f"--set scale_bits=N: {offer}",
+                )
             check_group_size(self.cols, self.group_size, where=where)
-        elif self.bits or self.group_size or self.levels != "uniform":
+        elif (self.bits, self.group_size, self.levels, self.scale_bits) != (0, 0, "uniform", 16):
             raise PenjingError(
                 f"a float layout with bits or groups: {self}", where=where, attempt="pack the model again"
             )
@@ -114,7 +122,8 @@ class Layout:
         name = {"uniform": f"{self.bits} bits", "ternary": "ternary", "book": f"{self.bits} bits by a book"}[
             self.levels
         ]
-        return f"{name}, groups of {self.group_size}{'' if self.symmetric else ', zero points'}"
+        more = ("" if self.symmetric else ", zero points") + (", 8-bit scales" if self.scale_bits == 8 else "")
+        return f"{name}, groups of {self.group_size}{more}"
 
     @property
     def num_panels(self) -> int:
@@ -148,7 +157,7 @@ class Layout:
         """What `nbytes` would be without padded lanes and inputs (rounded up to a whole byte)."""
         if self.kind != "codes":
             return self.rows * self.cols * VIEWS[FLOAT_DTYPES[self.kind]].itemsize
-        group_bytes = 2 if self.symmetric else 3
+        group_bytes = self.scale_bits // 8 + (not self.symmetric)
         weights = self.rows * self.cols
         code_bytes = -(-weights // 5) if self.levels == "ternary" else -(-weights * self.bits // 8)
         return code_bytes + self.rows * self.num_groups * group_bytes + self.book_size
@@ -166,7 +175,8 @@ class Layout:
         if self.kind != "codes":
             return {"weight": TensorSpec(FLOAT_DTYPES[self.kind], (self.num_panels, self.cols, LANES))}
         groups = (self.num_panels, self.num_groups, LANES)
-        specs = {"codes": TensorSpec("U8", (self.num_panels, self.panel_bytes)), "scales": TensorSpec("F16", groups)}
+        scales = TensorSpec("U8" if self.scale_bits == 8 else "F16", groups)
+        specs = {"codes": TensorSpec("U8", (self.num_panels, self.panel_bytes)), "scales": scales}
         if self.levels == "book":
             specs["book"] = TensorSpec("I8", (self.book_size,))
         return specs if self.symmetric else specs | {"zeros": TensorSpec("U8", groups)}
@@ -220,7 +230,7 @@ def pack_codes(
     for panels in _panel_chunks(layout):
         rows = slice(panels.start * LANES, panels.stop * LANES)
         packed["codes"][panels] = _pack_panels(layout, code_OI[rows])
-    packed["scales"][:] = _to_lanes(scale_ON)
+    packed["scales"][:] = _to_lanes(pack_scales(scale_ON) if layout.scale_bits == 8 else scale_ON)
     if zero_ON is not None:
         _expect(zero_ON, (layout.rows, layout.num_groups), np.uint8, "zeros")
         packed["zeros"][:] = _to_lanes(zero_ON)
@@ -238,7 +248,8 @@ def unpack_codes(
     rows = max(0, min(stop * LANES, layout.rows) - start * LANES)
     chosen = slice(start, stop)
     code_OI = _unpack_panels(layout, tensors["codes"][chosen])[:rows]
-    scale_ON: Scales = _from_lanes(tensors["scales"][chosen])[:rows]
+    stored_ON = _from_lanes(tensors["scales"][chosen])[:rows]
+    scale_ON: Scales = unpack_scales(stored_ON) if layout.scale_bits == 8 else stored_ON
     zero_ON: Zeros | None = None if layout.symmetric else _from_lanes(tensors["zeros"][chosen])[:rows]
     return code_OI, scale_ON, zero_ON
 

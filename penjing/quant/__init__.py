@@ -25,7 +25,8 @@ _VERBS = {"quantize": "quantize", "change": "prepare", "tunable": "tune"}
 class Technique(Protocol):
     """`Spec`: a frozen dataclass of settings. `quantize(spec, weight_OI)` gives a `tensors.groups.Quantized`.
 
-    `Spec` has bits, group_size and symmetric, and `levels` unless they are uniform: what a `format.pack.Layout` needs.
+    `Spec` has bits, group_size and symmetric, `levels` unless they are uniform, and perhaps `scale_bits`: what a
+    `format.pack.Layout` needs.
     A matrix may come in several pieces of rows. Where `levels` is "book", `quantize` takes `book_K` too: the book that
     was chosen for the rows before, which these must use as well, or None.
     A technique that weighs errors takes `importance_I` as well: how much the loss minds an error in each input; or
@@ -137,6 +138,7 @@ def layout_for(spec: Any, rows: int, cols: int) -> Layout:
         group_size=spec.group_size,
         symmetric=spec.symmetric,
         levels=getattr(spec, "levels", "uniform"),
+        scale_bits=getattr(spec, "scale_bits", 16),
     )
 
 

@@ -33,6 +33,7 @@ class Spec:
     """bits: 2, 3, 4, 5, 6 or 8. group_size: inputs that share a scale, a divisor of the row.
 
     levels: what codes stand for: uniform (even steps), book (learned values, 2 to 4 bits) or ternary (2 bits).
+    scale_bits: 16, or 8, which are exact enough for codes of up to 4 bits (format/scales.py).
     damping: added to the diagonal of H, as a fraction of its mean. sweeps: rounds of refinement.
     """
 
@@ -40,6 +41,7 @@ class Spec:
     group_size: int = 64
     symmetric: bool = True
     levels: str = "uniform"
+    scale_bits: int = 16
     damping: float = 0.1
     sweeps: int = 1
 
@@ -95,6 +97,7 @@ def quantize(
         group_size=spec.group_size,
         symmetric=spec.symmetric,
         levels=spec.levels,
+        scale_bits=spec.scale_bits,
         book_K=book_K,
     )
     known = prepared or prepare(spec, hessian_II)
@@ -165,7 +168,8 @@ class _Grid:
         empty_ON = diagonal_ON <= 0  # a group of zeros: any scale will do
         matrix_ONN = matrix_ONN.double() + torch.diag_embed(empty_ON.double())
         fitted_ON = torch.linalg.solve(matrix_ONN, target_ON.double()).float()
-        self._scale_ON = torch.where(empty_ON | ~fitted_ON.isfinite(), self._scale_ON, stored(fitted_ON))
+        stored_ON = stored(fitted_ON, self._start.scale_bits)
+        self._scale_ON = torch.where(empty_ON | ~fitted_ON.isfinite(), self._scale_ON, stored_ON)
         self._scale_NO = self._scale_ON.T.contiguous()
 
     def quantized(self, step_IO: Tensor) -> Quantized:

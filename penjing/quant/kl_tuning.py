@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from penjing.format.pack import Layout
-from penjing.tensors.fake_quantize import relative, rounded_to_half, scaled_weight, values
+from penjing.tensors.fake_quantize import relative, rounded_scale, scaled_weight, values
 from penjing.tensors.groups import Quantized
 from penjing.tensors.scales import stored
 
@@ -46,7 +46,7 @@ class Weight(nn.Module):
             self.shift_ON = nn.Parameter(torch.zeros(scale_ON.shape))
 
     def forward(self) -> Tensor:
-        return scaled_weight(self._value_ONG, rounded_to_half(self._scale()), self._zero())
+        return scaled_weight(self._value_ONG, rounded_scale(self._scale(), self._like.scale_bits), self._zero())
 
     def confine_(self) -> None:
         """Scales and zero points may go where they like: what stores them rounds and clamps."""
@@ -56,7 +56,7 @@ class Weight(nn.Module):
         zero_ON = self._zero()
         return dataclasses.replace(
             self._like,
-            scale_ON=stored(self._scale().detach()).half(),
+            scale_ON=stored(self._scale().detach(), self._like.scale_bits).half(),
             zero_ON=None if zero_ON is None else zero_ON.detach().to(torch.uint8),
         )
 

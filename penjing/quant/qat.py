@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from penjing.format.pack import Layout
-from penjing.tensors.fake_quantize import Grid, relative, rounded_to_half, rounded_weight, values
+from penjing.tensors.fake_quantize import Grid, relative, rounded_scale, rounded_weight, values
 from penjing.tensors.groups import Quantized, to_groups
 
 
@@ -38,7 +38,7 @@ class Weight(nn.Module):
 
     def __init__(self, spec: Spec, quantized: Quantized, weight_OI: Tensor) -> None:
         super().__init__()
-        self._grid, self._scale_rate = Grid(quantized), spec.scale_rate
+        self._grid, self._scale_rate, self._scale_bits = Grid(quantized), spec.scale_rate, quantized.scale_bits
         self._scale_ON = quantized.scale_ON.float()
         value_ONG = values(quantized)
         group_size = value_ONG.shape[-1]
@@ -48,7 +48,7 @@ class Weight(nn.Module):
         self.change_ON = nn.Parameter(torch.zeros(self._scale_ON.shape))
 
     def forward(self) -> Tensor:
-        return rounded_weight(self.latent_ONG, rounded_to_half(self._scale()), self._grid)
+        return rounded_weight(self.latent_ONG, rounded_scale(self._scale(), self._scale_bits), self._grid)
 
     def confine_(self) -> None:
         """Before a step."""

@@ -1,7 +1,7 @@
 """How long `fit` will take and how much memory at most, told before it starts: the sum and the most of its steps.
 
-What is chosen for each matrix is not known yet. 4 bits everywhere stand in for it: neither the time nor the memory of
-`options.METHOD` goes with bits.
+What is chosen for each matrix is not known yet. Books of 4 bits everywhere stand in for it: neither the time nor the
+memory of `options.METHOD` goes much with bits.
 """
 
 from __future__ import annotations
@@ -61,7 +61,8 @@ def foresee(
     which is measured.
     """
     groups = {name: group_sizes(cols)[0] for name, (_, cols) in parent.architecture.matrix_shapes().items()}
-    chosen = choices(parent, METHOD, {"bits": 4}, [(name, {"group_size": size}) for name, size in groups.items()])
+    sizes = [(name, {"group_size": size}) for name, size in groups.items()]
+    chosen = choices(parent, METHOD, {"bits": 4, "levels": "book"}, sizes)
     needs = dict(_memory(parent, chosen, calibration, held_out, calibrated, minutes))
     for what, needed in needs.items():
         budget.check_memory(needed, where=f"{what}, {parent.name}", attempt=_remedy(what))

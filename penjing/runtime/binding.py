@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 import penjing
 from penjing.errors import PenjingError
 
-ABI_VERSION: Final = 6
+ABI_VERSION: Final = 7
 MAX_ROPES: Final = 8
 WAY_BACK: Final = 256
 
@@ -64,6 +64,7 @@ class Matrix(ctypes.Structure):
         ("bits", c_int32),
         ("group_size", c_int32),
         ("levels", c_int32),
+        ("scale_bits", c_int32),
     )
 
 

@@ -125,6 +125,7 @@ class Model:
             bits=layout.bits,
             group_size=layout.group_size,
             levels=binding.LEVELS[layout.levels],
+            scale_bits=layout.scale_bits if layout.kind == "codes" else 0,
             bias=None if name == "embed" else self._optional(f"{name}.bias", layout.rows),
         )
         for suffix, spec in layout.tensor_specs().items():

@@ -49,8 +49,9 @@ def packed(quantized: Quantized, layout: Layout, name: str) -> dict[str, NDArray
         raise PenjingError(
             "a weight is too large for a scale in float16", where=name, attempt="leave this matrix in float: bits=16"
         )
-    if (quantized.bits, quantized.levels) != (layout.bits, layout.levels):
-        raise ValueError(f"{name}: {quantized.bits} bits ({quantized.levels}) where {layout} was said")
+    made, told = (f"{one.bits} bits ({one.levels}), scales of {one.scale_bits}" for one in (quantized, layout))
+    if made != told:
+        raise ValueError(f"{name}: {made} where {told} were said")
     code_OI = quantized.code_ONG.flatten(1).numpy()
     zero_ON = None if quantized.zero_ON is None else quantized.zero_ON.numpy()
     book_K = None if quantized.book_K is None else quantized.book_K.numpy()

@@ -95,6 +95,7 @@ def read_quantized(child: Checkpoint, name: str) -> Quantized:
         zero_ON=None if zero_ON is None else torch.from_numpy(np.array(zero_ON, order="C")),
         bits=layout.bits,
         levels=layout.levels,
+        scale_bits=layout.scale_bits,
         book_K=torch.from_numpy(np.array(packed["book"])) if layout.levels == "book" else None,
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -87,14 +88,8 @@ class Weighing:
         found = self._codes.get(name)
         if found is None:
             return None
-        return Quantized(
-            code_ONG=found.code_ONG[rows],
-            scale_ON=found.scale_ON[rows],
-            zero_ON=None if found.zero_ON is None else found.zero_ON[rows],
-            bits=found.bits,
-            levels=found.levels,
-            book_K=found.book_K,
-        )
+        zero_ON = None if found.zero_ON is None else found.zero_ON[rows]
+        return dataclasses.replace(found, code_ONG=found.code_ONG[rows], scale_ON=found.scale_ON[rows], zero_ON=zero_ON)
 
     def of(self, name: str, choice: Choice) -> dict[str, Any]:
         """Arguments of `quant.apply` for any rows of a matrix that is not learned."""

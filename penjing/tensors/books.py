@@ -33,10 +33,13 @@ def first_book(bits: int) -> Tensor:
     return torch.tensor(_OF_NORMAL[bits], dtype=torch.int8)
 
 
-def learned_book(weight_OI: Tensor, importance_I: Tensor, *, bits: int, group_size: int, turns: int = 2) -> Tensor:
+def learned_book(
+    weight_OI: Tensor, importance_I: Tensor, *, bits: int, group_size: int, turns: int = 2, scale_bits: int = 16
+) -> Tensor:
     """The book for a matrix, from a sample of its rows."""
     sample_OI = weight_OI[:: max(1, weight_OI.numel() // _SAMPLE)]
-    return learned(sample_OI, importance_I, first_book(bits), group_size=group_size, turns=turns)
+    first_K = first_book(bits)
+    return learned(sample_OI, importance_I, first_K, group_size=group_size, turns=turns, scale_bits=scale_bits)
 
 
 def nearest(value: Tensor, book_K: Tensor) -> Tensor:
@@ -56,20 +59,30 @@ def level(value: Tensor, border_K: Tensor, level_K: Tensor) -> Tensor:
     return found
 
 
-def search(weight_OI: Tensor, importance_I: Tensor, book_K: Tensor, *, bits: int, group_size: int) -> Quantized:
+def search(
+    weight_OI: Tensor, importance_I: Tensor, book_K: Tensor, *, bits: int, group_size: int, scale_bits: int = 16
+) -> Quantized:
     """The scale of each group for which the book's values cost least, errors weighed by the input's importance."""
     importance_NG = _floored(importance_I, group_size)
     rows = max(1, _BLOCK // weight_OI.shape[1])
     found = [
-        _search(to_groups(block_OI, group_size), importance_NG, book_K) for block_OI in torch.split(weight_OI, rows)
+        _search(to_groups(block_OI, group_size), importance_NG, book_K, scale_bits)
+        for block_OI in torch.split(weight_OI, rows)
     ]
     code_ONG, scale_ON, _ = (torch.cat(pieces) for pieces in zip(*found, strict=True))
     return Quantized(
-        code_ONG=code_ONG.to(torch.uint8), scale_ON=scale_ON.half(), bits=bits, levels="book", book_K=book_K
+        code_ONG=code_ONG.to(torch.uint8),
+        scale_ON=scale_ON.half(),
+        bits=bits,
+        levels="book",
+        book_K=book_K,
+        scale_bits=scale_bits,
     )
 
 
-def learned(weight_OI: Tensor, importance_I: Tensor, book_K: Tensor, *, group_size: int, turns: int) -> Tensor:
+def learned(
+    weight_OI: Tensor, importance_I: Tensor, book_K: Tensor, *, group_size: int, turns: int, scale_bits: int = 16
+) -> Tensor:
     """Weighted k-means from a first book, on weights over their group's scale, which is fitted anew each turn.
 
     It works on a histogram, with 16 bins between neighbouring entries that 8 bits can tell apart. The best book that
@@ -82,7 +95,7 @@ def learned(weight_OI: Tensor, importance_I: Tensor, book_K: Tensor, *, group_si
         mass_B, moment_B = torch.zeros(_BINS, dtype=torch.float64), torch.zeros(_BINS, dtype=torch.float64)
         for block_OI in torch.split(weight_OI, max(1, _BLOCK // weight_OI.shape[1])):
             weight_ONG = to_groups(block_OI, group_size)
-            _, scale_ON, error_ON = _search(weight_ONG, importance_NG, book_K)
+            _, scale_ON, error_ON = _search(weight_ONG, importance_NG, book_K, scale_bits)
             scale_ON1 = scale_ON.unsqueeze(-1)
             cost += float(error_ON.sum())
             value_ONG = weight_ONG / scale_ON1
@@ -134,7 +147,9 @@ def _floored(importance_I: Tensor, group_size: int) -> Tensor:
     return importance_NG + importance_NG.mean().clamp_min(1e-30) * 1e-3
 
 
-def _search(weight_ONG: Tensor, importance_NG: Tensor, book_K: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _search(
+    weight_ONG: Tensor, importance_NG: Tensor, book_K: Tensor, scale_bits: int
+) -> tuple[Tensor, Tensor, Tensor]:
     """Codes, scales and errors: several first scales, each improved by least squares, the best kept."""
     book_K = book_K.float()
     most_ON = weight_ONG.abs().amax(-1) / float(book_K.abs().max())
@@ -144,9 +159,9 @@ def _search(weight_ONG: Tensor, importance_NG: Tensor, book_K: Tensor) -> tuple[
     )
     best: tuple[Tensor, Tensor, Tensor] | None = None
     for part in _STARTS:
-        scale_ON = stored(part * most_ON * sign_ON)
+        scale_ON = stored(part * most_ON * sign_ON, scale_bits)
         step_ONG = book_K[nearest(weight_ONG / scale_ON.unsqueeze(-1), book_K)]
-        scale_ON = least_squares(weight_ONG, step_ONG, scale_ON, importance_NG)
+        scale_ON = least_squares(weight_ONG, step_ONG, scale_ON, importance_NG, scale_bits)
         code_ONG = nearest(weight_ONG / scale_ON.unsqueeze(-1), book_K)
         error_ONG = book_K[code_ONG] * scale_ON.unsqueeze(-1) - weight_ONG
         error_ON = (error_ONG.square() * importance_NG).sum(-1)

@@ -43,9 +43,9 @@ def relative(start: Tensor, change: Tensor, rate: float) -> Tensor:
     return start * (1.0 + rate * change)
 
 
-def rounded_to_half(scale_ON: Tensor) -> Tensor:
+def rounded_scale(scale_ON: Tensor, scale_bits: int) -> Tensor:
     """Scales as they will be stored, the gradient straight through."""
-    return scale_ON + (stored(scale_ON.detach()) - scale_ON.detach())
+    return scale_ON + (stored(scale_ON.detach(), scale_bits) - scale_ON.detach())
 
 
 class Grid:
@@ -102,14 +102,13 @@ class Grid:
         return found_ONG
 
     def quantized(self, latent_ONG: Tensor, scale_ON: Tensor) -> Quantized:
-        """Codes of the nearest values, and these scales as float16."""
+        """Codes of the nearest values, and these scales as they are stored."""
         if self._zero_ON1 is not None:
             code_ONG = self.nearest(latent_ONG) + self._zero_ON1
         else:
             code_ONG = self._code_K[torch.bucketize(self.nearest(latent_ONG) / self.unit, self._border_K)]
-        return dataclasses.replace(
-            self._like, code_ONG=code_ONG.to(torch.uint8), scale_ON=stored(scale_ON.detach()).half()
-        )
+        scale_ON = stored(scale_ON.detach(), self._like.scale_bits).half()
+        return dataclasses.replace(self._like, code_ONG=code_ONG.to(torch.uint8), scale_ON=scale_ON)
 
 
 def rounded_weight(latent_ONG: Tensor, scale_ON: Tensor, grid: Grid) -> Tensor:

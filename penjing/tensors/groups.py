@@ -18,6 +18,7 @@ class Quantized:
 
     Without `zero_ON` (symmetric) the zero point is 2^(bits-1) everywhere; of 1 bit, codes 0 and 1 stand for -1 and +1.
     levels "ternary" (bits is 2): codes 0, 1, 2 stand for -1, 0, +1. "book": code k stands for `book_K[k]`, bits 2 to 4.
+    scale_bits: 8 where scales are such as 8 bits hold (format/scales.py).
     """
 
     code_ONG: torch.Tensor  # noqa: N815 - uint8
@@ -26,6 +27,7 @@ class Quantized:
     bits: int
     levels: str = "uniform"
     book_K: torch.Tensor | None = None  # noqa: N815 - int8 [2^bits]
+    scale_bits: int = 16
 
     def dequantize(self) -> torch.Tensor:
         """The weights that the engine computes with, float32 [O, I]: one rounding each."""

@@ -12,6 +12,7 @@ import pytest
 from penjing.format.architecture import Architecture, Rope
 from penjing.format.container import bias_sizes, write_container
 from penjing.format.pack import Layout, pack_codes, pack_float
+from penjing.format.scales import unpack_scales
 
 CHAT_TEMPLATE = "{% for message in messages %}{{ message.content }}{% endfor %}"
 BIASES = ("layers.0.q.bias", "layers.1.down.bias")
@@ -53,7 +54,8 @@ def layouts(arch: Architecture) -> dict[str, Layout]:
         {"kind": "codes", "bits": 6, "group_size": 12, "symmetric": False},
         {"kind": "codes", "bits": 2, "group_size": 12, "levels": "ternary"},
         {"kind": "codes", "bits": 1, "group_size": 12},
-        *({"kind": "codes", "bits": bits, "group_size": 12, "levels": "book"} for bits in (2, 3, 4)),
+        *({"kind": "codes", "bits": bits, "group_size": 12, "levels": "book"} for bits in (2, 4)),
+        {"kind": "codes", "bits": 3, "group_size": 12, "levels": "book", "scale_bits": 8},
     ]
     shapes = arch.matrix_shapes().items()
     return {name: Layout(rows=r, cols=c, **ways[n % len(ways)]) for n, (name, (r, c)) in enumerate(shapes)}
@@ -66,6 +68,8 @@ def tensors(arch: Architecture, seed: int = 0, biases: Collection[str] = BIASES)
             code_OI = generator.integers(0, layout.num_codes, (layout.rows, layout.cols), dtype=np.uint8)
             groups = (layout.rows, layout.num_groups)
             scale_ON = generator.uniform(0.5, 1, groups).astype(np.float16) / np.float16(1 << layout.bits)
+            if layout.scale_bits == 8:
+                scale_ON = unpack_scales(generator.integers(0, 256, groups, dtype=np.uint8))
             zero_ON = None if layout.symmetric else generator.integers(0, 1 << layout.bits, groups, dtype=np.uint8)
             book_K = generator.integers(-128, 128, 1 << layout.bits, dtype=np.int8) if layout.book_size else None
             packed = pack_codes(layout, code_OI, scale_ON, zero_ON, book_K)

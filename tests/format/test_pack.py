@@ -247,6 +247,24 @@ def test_wrong_arrays_are_refused():
         pack_codes(layout, code_OI, scale_ON.astype(np.float32), None)
     with pytest.raises(ValueError, match="symmetric"):
         pack_codes(layout, code_OI, scale_ON, np.zeros((4, 2), np.uint8))
+    with pytest.raises(ValueError, match="8 bits do not hold"):
+        pack_codes(dataclasses.replace(layout, scale_bits=8), code_OI, np.full_like(scale_ON, 0.1), None)
+
+
+def test_small_scales_take_half_the_bytes_and_come_back():
+    layout = layout_of(17, 96, 32, 3)
+    small = dataclasses.replace(layout, scale_bits=8)
+    assert Layout.from_fields(small.to_fields(), where="") == small
+    assert "scale_bits" not in layout.to_fields()  # files from before there was a choice stay the same bytes
+    assert layout.nbytes - small.nbytes == 2 * 3 * 16
+    assert layout.payload_bytes - small.payload_bytes == 17 * 3
+    assert small.described.endswith("8-bit scales")
+    code_OI, _, _ = random_codes(layout)
+    scale_ON = np.resize(np.array([0.0, -1.875, 2.0**-17, 0.75]), (17, 3)).astype(np.float16)
+    packed, wide = pack_codes(small, code_OI, scale_ON, None), pack_codes(layout, code_OI, scale_ON, None)
+    assert packed["scales"].dtype == np.uint8
+    np.testing.assert_array_equal(unpack_codes(small, packed)[1], scale_ON)
+    np.testing.assert_array_equal(dequantize(small, packed), dequantize(layout, wide))
 
 
 @pytest.mark.parametrize("kind", ["f32", "f16", "bf16"])

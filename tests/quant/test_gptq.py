@@ -7,6 +7,7 @@ import itertools
 import pytest
 import torch
 
+from penjing.format.scales import pack_scales
 from penjing.quant import gptq, scale_search
 from penjing.tensors.rounding import rounded
 
@@ -94,6 +95,19 @@ def test_with_other_levels_too_inputs_that_do_not_go_together_are_only_rounded(l
     assert torch.equal(found.code_ONG, wanted.code_ONG)
     assert torch.equal(found.scale_ON, wanted.scale_ON)
     assert (found.book_K is None) == (levels == "ternary")
+
+
+@pytest.mark.parametrize(("levels", "bits"), [("uniform", 3), ("book", 2), ("ternary", 2)])
+@pytest.mark.parametrize("sweeps", [0, 1])
+def test_scales_are_such_as_were_asked_for(levels, bits, sweeps):
+    settings = {"bits": bits, "group_size": 32, "levels": levels, "sweeps": sweeps}
+    wide, small = (
+        gptq.quantize(gptq.Spec(**settings, scale_bits=scale_bits), weights(), hessian()) for scale_bits in (16, 8)
+    )
+    assert small.scale_bits == 8
+    pack_scales(small.scale_ON.numpy())  # they fit
+    errors = [gptq.error(weights(), found, hessian()) for found in (wide, small)]
+    assert errors[1] < 1.25 * errors[0]
 
 
 def test_a_book_that_was_chosen_for_other_rows_is_used():

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 
 from penjing.errors import PenjingError
+from penjing.format.scales import pack_scales
 from penjing.quant import qat, rtn, technique, tuning
+from penjing.tensors.scales import stored
 
 
-def make(bits: int = 3, **spec: float) -> tuple[qat.Weight, object, torch.Tensor]:
+def make(bits: int = 3, scale_bits: int = 16, **spec: float) -> tuple[qat.Weight, object, torch.Tensor]:
     weight_OI = torch.randn(4, 32, generator=torch.Generator().manual_seed(0))
     quantized = rtn.quantize(rtn.Spec(bits=bits, group_size=8), weight_OI)
+    scale_ON = stored(quantized.scale_ON.float(), scale_bits).half()
+    quantized = dataclasses.replace(quantized, scale_ON=scale_ON, scale_bits=scale_bits)
     return qat.tunable(qat.Spec(**spec), quantized, weight_OI), quantized, weight_OI
 
 
@@ -27,8 +33,9 @@ def test_it_begins_as_the_child_is(bits, start):
     assert away < 0.02 if start == 1.0 else away > 0.1
 
 
-def test_codes_follow_the_gradient_to_another_weight():
-    weight, _, weight_OI = make(3)
+@pytest.mark.parametrize("scale_bits", [16, 8])
+def test_codes_follow_the_gradient_to_another_weight(scale_bits):
+    weight, _, weight_OI = make(3, scale_bits)
     wanted_OI = weight_OI.flip(0)
     optimizer = torch.optim.Adam(weight.parameters(), lr=0.05)
     losses = []
@@ -46,6 +53,8 @@ def test_codes_follow_the_gradient_to_another_weight():
     assert losses[-1] < 2.5 * direct < 0.1 * losses[0]
     assert torch.equal(weight.quantized().dequantize(), weight().detach())
     assert weight.quantized().scale_ON.isfinite().all()
+    if scale_bits == 8:
+        pack_scales(weight.quantized().scale_ON.numpy())  # they fit
 
 
 def test_the_weights_given_are_left_alone():

@@ -51,6 +51,24 @@ def test_every_matrix_has_options_of_the_right_size_and_loss(talker):
     assert levels["uniform"] >= 3 * len(found)
 
 
+def test_weights_beyond_small_scales_keep_float16(talker):
+    checkpoint = open_checkpoint(talker)
+    name, (rows, cols) = next(iter(checkpoint.architecture.matrix_shapes().items()))
+    importance = importances(checkpoint)[name]
+    weight_OI = torch.randn(rows, cols, generator=torch.Generator().manual_seed(0))
+
+    def scale_bits(factor):
+        ways = module.options_of(rows, factor * weight_OI, importance, slice(None))
+        return {
+            way.settings.get("scale_bits", 16)
+            for way in ways
+            if way.settings["bits"] <= module.MOST_BITS_WITH_SMALL_SCALES
+        }
+
+    assert scale_bits(0.1) == {8}
+    assert scale_bits(1000.0) == {16}
+
+
 def test_a_sample_of_rows_stands_for_all(talker, monkeypatch):
     checkpoint = open_checkpoint(talker)
     known = importances(checkpoint)

@@ -32,6 +32,7 @@ def describe(layout, packed, bias=None):
         cols=layout.cols,
         bits=layout.bits,
         group_size=layout.group_size,
+        scale_bits=layout.scale_bits if layout.kind == "codes" else 0,
     )
 
 
@@ -176,7 +177,9 @@ class Model:
 
     def codes(self, rows, cols, /, **changes):
         scales = self.array(np.zeros(-(-rows // LANES) * LANES * cols, np.float16))
-        return self.matrix(rows, cols, **{"kind": 1, "scales": scales, "bits": 4, "group_size": 4} | changes)
+        return self.matrix(
+            rows, cols, **{"kind": 1, "scales": scales, "bits": 4, "group_size": 4, "scale_bits": 16} | changes
+        )
 
     def create(self):
         handle = ctypes.c_void_p()
@@ -254,6 +257,8 @@ REFUSED = {
     "no group": (down(group_size=0), "layers.1.down: group_size 0 does not divide 12 inputs"),
     "no scales": (down(scales=None), "layers.1.down: codes without scales"),
     "unaligned scales": (down(scales=65), "layers.1.down: scales are not aligned"),
+    "scale bits": (down(scale_bits=4), "layers.1.down: scales of 4 bits"),
+    "float scale bits": (float_down(scale_bits=16), "layers.1.down: what codes have beside floats"),
     "overflow": (
         down(cols=1 << 17, group_size=1 << 17),
         "layers.1.down: sums over groups of 131072 do",

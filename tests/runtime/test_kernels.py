@@ -12,12 +12,13 @@ import sys
 import numpy as np
 import pytest
 
+from penjing.format.scales import unpack_scales
 from penjing.runtime import binding, reference_kernels
 
 EPSILON = np.finfo(np.float32).eps
 
 
-def packed_matrix(rng, *, rows, bits, group_size, num_groups, symmetric, levels="uniform"):
+def packed_matrix(rng, *, rows, bits, group_size, num_groups, symmetric, levels="uniform", scale_bits=16):
     """Random bytes are valid codes. Padding rows have scale 0. (Matrix, its arrays, float64 weights [O, I])"""
     num_panels, stride = -(-rows // 16), -(-group_size // 16) * 16
     units = num_groups * stride // 16
@@ -27,11 +28,17 @@ def packed_matrix(rng, *, rows, bits, group_size, num_groups, symmetric, levels=
     scales = rng.uniform(0.001, 0.02, (num_panels, num_groups, 16)).astype(np.float16)
     for row in range(rows, 16 * num_panels):
         scales[row // 16, :, row % 16] = 0
+    if scale_bits == 8:
+        stored = rng.integers(0, 256, scales.shape, np.uint8)
+        stored[scales == 0] = 0
+        scales = unpack_scales(stored)
+    else:
+        stored = scales
     zeros = None if symmetric else rng.integers(0, 1 << bits, scales.shape, np.uint8)
     bias = rng.standard_normal(rows).astype(np.float32)
     matrix = binding.Matrix(
         data=binding.pointer(codes),
-        scales=binding.pointer(scales),
+        scales=binding.pointer(stored),
         zeros=binding.pointer(zeros),
         bias=binding.pointer(bias),
         book=binding.pointer(book),
@@ -41,10 +48,11 @@ def packed_matrix(rng, *, rows, bits, group_size, num_groups, symmetric, levels=
         cols=group_size * num_groups,
         bits=bits,
         group_size=group_size,
+        scale_bits=scale_bits,
     )
     meaning = {"bits": bits, "group_size": group_size, "levels": levels, "book_K": book}
     weight = reference_kernels.dequantize(codes, scales, zeros, **meaning)
-    return matrix, (codes, scales, zeros, book, bias), weight[:rows]
+    return matrix, (codes, stored, zeros, book, bias), weight[:rows]
 
 
 def largest_group_sum(weight_OI, x_CI, group_size):
@@ -58,9 +66,10 @@ WAYS = [("uniform", bits, symmetric) for bits in (2, 3, 4, 5, 6, 8) for symmetri
 WAYS += [("uniform", 1, True), ("ternary", 2, True), *(("book", bits, True) for bits in (2, 3, 4))]
 
 
+@pytest.mark.parametrize("scale_bits", [16, 8])
 @pytest.mark.parametrize(("group_size", "num_groups"), [(32, 3), (36, 2), (4, 5), (100, 1)])
 @pytest.mark.parametrize(("levels", "bits", "symmetric"), WAYS)
-def test_product_of_codes(levels, bits, symmetric, group_size, num_groups):
+def test_product_of_codes(levels, bits, symmetric, group_size, num_groups, scale_bits):
     rng = np.random.default_rng(bits * 100 + group_size)
     for rows in (1, 17):
         matrix, arrays, weight_OI = packed_matrix(
@@ -71,6 +80,7 @@ def test_product_of_codes(levels, bits, symmetric, group_size, num_groups):
             num_groups=num_groups,
             symmetric=symmetric,
             levels=levels,
+            scale_bits=scale_bits,
         )
         x_CI = rng.standard_normal((11, matrix.cols)).astype(np.float32)
         bias_O = arrays[-1].astype(np.float64)

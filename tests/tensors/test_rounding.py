@@ -6,15 +6,20 @@ import pytest
 import torch
 
 from penjing.format.pack import LEVELS
+from penjing.format.scales import SCALE_BITS, pack_scales
 from penjing.tensors.books import first_book
 from penjing.tensors.rounding import rounded
 
 
+@pytest.mark.parametrize("scale_bits", SCALE_BITS)
 @pytest.mark.parametrize("levels", LEVELS)
-def test_every_kind_of_levels_comes_as_asked(levels):
+def test_every_kind_of_levels_comes_as_asked(levels, scale_bits):
     weight_OI = torch.randn(6, 64, generator=torch.Generator().manual_seed(0))
-    found = rounded(weight_OI, torch.ones(64), bits=2, group_size=32, levels=levels)
+    found = rounded(weight_OI, torch.ones(64), bits=2, group_size=32, levels=levels, scale_bits=scale_bits)
     assert (found.levels, found.bits, found.scale_ON.shape) == (levels, 2, (6, 2))
+    assert found.scale_bits == scale_bits
+    if scale_bits == 8:
+        pack_scales(found.scale_ON.numpy())  # they fit
     assert (found.dequantize() - weight_OI).square().mean() < 0.25  # of a variance of 1
 
 

@@ -1,8 +1,10 @@
 """The search for scales: better than its starts, importance chooses, whatever the weights."""
 
+import numpy as np
 import pytest
 import torch
 
+from penjing.format.scales import pack_scales, unpack_scales
 from penjing.tensors.groups import to_groups
 from penjing.tensors.scales import covering, least_squares, search, steps, stored
 
@@ -44,5 +46,28 @@ def test_least_squares_has_no_error_along_its_steps():
     )
 
 
-def test_stored_is_never_zero():
-    assert (stored(torch.tensor([0.0, 1e-12, -1e-12])) != 0).all()
+@pytest.mark.parametrize("scale_bits", [16, 8])
+def test_stored_is_never_zero(scale_bits):
+    assert (stored(torch.tensor([0.0, 1e-12, -1e-12]), scale_bits) != 0).all()
+
+
+def test_of_eight_bits_the_nearest_is_stored():
+    every = torch.from_numpy(unpack_scales(np.arange(1, 128, dtype=np.uint8))).float()  # 0 is no scale
+    wanted = torch.cat([every, (every[1:] + every[:-1]) / 2 * 1.02, torch.tensor([1e-9, 3.0, 7e4])])
+    nearest = every[(wanted[:, None] - every).abs().argmin(1)]
+    for sign in (1, -1):
+        assert torch.equal(stored(sign * wanted, 8), sign * nearest)
+    middle = torch.tensor([1 + 1 / 16, 1 + 3 / 16])
+    assert torch.equal(stored(middle, 8), torch.tensor([1.0, 1.25]))  # of two as near, the even one
+
+
+def test_small_scales_cost_next_to_nothing_at_few_bits():
+    weight_OI = torch.randn(64, 256, generator=torch.Generator().manual_seed(1)) / 16
+    for bits, most in ((2, 1.02), (3, 1.06)):
+        wide, small = (
+            search(weight_OI, torch.ones(256), bits=bits, group_size=64, symmetric=True, scale_bits=scale_bits)
+            for scale_bits in (16, 8)
+        )
+        pack_scales(small.scale_ON.numpy())  # they fit
+        errors = [float((found.dequantize() - weight_OI).square().sum()) for found in (wide, small)]
+        assert errors[1] < most * errors[0]
