@@ -5,8 +5,8 @@ namespace {
 inline Floats load_up_to(const float* x, int n) { return n >= kLanes ? load(x) : load_first(x, n); }
 inline void store_up_to(float* y, Floats x, int n) { n >= kLanes ? store(y, x) : store_first(y, x, n); }
 
-// Scales of 8 bits, layout in penjing.h: a float32 has its bits of the exponent at the same distance from the sign's end,
-// and counts from 112 further down.
+// Scales of 8 bits, layout in penjing.h: moved to where a float32 has its exponent and its mantissa, they are 2^-112 of
+// what they stand for.
 inline Floats load_small_scales(const uint8_t* p) {
   const Ints byte = load_u8(p);
   const Ints sign = shift_left<24>(bit_and(byte, ints(0x80)));

@@ -88,7 +88,9 @@ class Layout:
         if self.kind not in get_args(Kind):
             raise PenjingError(f"unknown layout {self.kind!r}", where=where, attempt="use a newer penjing")
         if self.levels not in get_args(Levels):
-            raise PenjingError(f"unknown levels {self.levels!r}", where=where, attempt="use a newer penjing")
+            raise PenjingError(
+                f"unknown levels {self.levels!r}", where=where, attempt=f"{', '.join(LEVELS)}, or a newer penjing"
+            )
         if not (1 <= self.rows <= _MAX_SIZE and 1 <= self.cols <= _MAX_SIZE):
             raise PenjingError(
                 f"impossible size {self.rows} x {self.cols}", where=where, attempt="pack the model again"
