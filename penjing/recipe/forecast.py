@@ -140,7 +140,7 @@ def _pricing(parent: Checkpoint) -> float:
 
 
 def _try_options(num_rows: int, weight_OI: torch.Tensor, importance: Importance, rows: slice) -> None:
-    list(options_of(num_rows, weight_OI, importance, rows))
+    list(options_of(num_rows, weight_OI, importance, rows, largest=1.0))
 
 
 def _importances(parent: Checkpoint) -> dict[str, Importance]:

@@ -17,6 +17,7 @@ from penjing.format.scales import LARGEST
 from penjing.quant import layout_for, technique
 from penjing.recipe.search import Option
 from penjing.stages import Progress
+from penjing.tensors.books import LARGEST as LARGEST_ENTRY
 from penjing.tensors.books import first_book
 from penjing.tensors.rounding import rounded
 from penjing.tensors.statistics import Importance
@@ -53,8 +54,9 @@ def options(
         importance = importances[part.name]
         num_rows, num_cols = parent.architecture.matrix_shapes()[part.name]
         rows = sample_rows(num_rows, num_cols)
-        weight_OI = torch.from_numpy(np.ascontiguousarray(parent.read_part(part)[rows]))
-        found[part.name] = list(options_of(num_rows, weight_OI, importance, rows))
+        whole_OI = parent.read_part(part)
+        weight_OI, largest = torch.from_numpy(np.ascontiguousarray(whole_OI[rows])), float(np.abs(whole_OI).max())
+        found[part.name] = list(options_of(num_rows, weight_OI, importance, rows, largest))
         if progress is not None:
             progress("options", done, len(parts))
     return found
@@ -71,30 +73,31 @@ def sample_rows(num_rows: int, num_cols: int) -> slice:
     return slice(0, num_rows, max(1, num_rows * num_cols // _SAMPLE))
 
 
-def options_of(num_rows: int, weight_OI: torch.Tensor, importance: Importance, rows: slice) -> Iterator[Option]:
-    """The options of one matrix; `weight_OI`: these rows of it."""
+def options_of(
+    num_rows: int, weight_OI: torch.Tensor, importance: Importance, rows: slice, largest: float
+) -> Iterator[Option]:
+    """The options of one matrix; `weight_OI`: these rows of it, `largest`: of the magnitudes of all."""
     num_cols, importance_I = weight_OI.shape[1], importance.mean_input_I()
     gain = 1.0 if importance.hessian_II is None else GAIN
     scale_up = gain * importance.total() / max(importance.total(rows), 1e-30)
-    for settings in _ways(num_cols):
+    for settings in _ways(num_cols, largest):
         # what METHOD begins with, but for the book, which it learns: that of normally distributed weights is near it
         book_K = first_book(settings["bits"]) if settings.get("levels") == "book" else None
         quantized = rounded(weight_OI, importance_I, **settings, book_K=book_K)
-        if quantized.scale_bits == 8 and bool((quantized.scale_ON.abs() >= LARGEST).any()):
-            settings["scale_bits"] = 16  # these weights are too large for the small ones
-            quantized = rounded(weight_OI, importance_I, **settings, book_K=book_K)
         loss = scale_up * importance.loss(quantized.dequantize() - weight_OI, rows)
         size_bytes = layout_for(technique(METHOD).Spec(**settings), num_rows, num_cols).nbytes
         yield Option(settings, size_bytes, loss)
     yield Option({"bits": 16}, Layout(kind="f16", rows=num_rows, cols=num_cols).nbytes, 0.0)
 
 
-def _ways(num_cols: int) -> Iterator[dict[str, Any]]:
-    """Settings of METHOD."""
+def _ways(num_cols: int, largest: float) -> Iterator[dict[str, Any]]:
+    """Settings of METHOD. A ternary scale may be as large as a weight, that of a book is a 127th of it."""
     for bits in BITS:
         for group_size in group_sizes(num_cols):
-            book = {"levels": "book"} if bits <= MOST_BOOK_BITS else {}
-            small = {"scale_bits": 8} if bits <= MOST_BITS_WITH_SMALL_SCALES else {}
-            yield {"bits": bits, "group_size": group_size} | book | small
+            settings: dict[str, Any] = {"bits": bits, "group_size": group_size}
+            settings |= {"levels": "book"} if bits <= MOST_BOOK_BITS else {}
+            few = bits <= MOST_BITS_WITH_SMALL_SCALES and largest <= LARGEST * LARGEST_ENTRY
+            yield settings | ({"scale_bits": 8} if few else {})
     for group_size in group_sizes(num_cols, TERNARY_GROUP_SIZES):
-        yield {"bits": 2, "group_size": group_size, "levels": "ternary", "scale_bits": 8}
+        small = {"scale_bits": 8} if largest <= LARGEST else {}
+        yield {"bits": 2, "group_size": group_size, "levels": "ternary"} | small

@@ -57,16 +57,18 @@ def test_weights_beyond_small_scales_keep_float16(talker):
     importance = importances(checkpoint)[name]
     weight_OI = torch.randn(rows, cols, generator=torch.Generator().manual_seed(0))
 
-    def scale_bits(factor):
-        ways = module.options_of(rows, factor * weight_OI, importance, slice(None))
-        return {
-            way.settings.get("scale_bits", 16)
-            for way in ways
-            if way.settings["bits"] <= module.MOST_BITS_WITH_SMALL_SCALES
-        }
+    def scale_bits(largest):
+        scaled_OI = weight_OI * (largest / weight_OI.abs().max())
+        found = {}
+        for way in module.options_of(rows, scaled_OI, importance, slice(None), largest):
+            if way.settings["bits"] <= module.MOST_BITS_WITH_SMALL_SCALES:
+                found[way.settings["levels"]] = way.settings.get("scale_bits", 16)
+                assert way.error < 0.5 * importance.loss(scaled_OI, slice(None))  # no scale was cut off
+        return found
 
-    assert scale_bits(0.1) == {8}
-    assert scale_bits(1000.0) == {16}
+    assert scale_bits(0.1) == {"book": 8, "ternary": 8}
+    assert scale_bits(3.0) == {"book": 8, "ternary": 16}
+    assert scale_bits(1000.0) == {"book": 16, "ternary": 16}
 
 
 def test_a_sample_of_rows_stands_for_all(talker, monkeypatch):
