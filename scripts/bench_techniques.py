@@ -72,17 +72,17 @@ class Row:
 
 
 def trials(group_size: int) -> list[Trial]:
-    """At 4, 3 and 2 bits what knows so many; then what has no bits to choose."""
+    """At 3 and 2 bits, where techniques differ, what knows so many; then what has no bits to choose."""
     found = []
-    for bits in (4, 3, 2):
+    for bits in (3, 2):
         grid = {"bits": bits, "group_size": group_size}
         found += [Trial("rtn", grid), Trial("hqq", grid), Trial("scale_search", grid), Trial("nf4", grid)]
         found += [Trial("kmeans", grid), Trial("gptq", grid), Trial("gptq", grid | {"levels": "book"})]
+        found += [Trial("gptq", grid | {"levels": "book", "scale_bits": 8})]
         found += [Trial("scale_search", grid, "awq", grid)]
         for turned in ({}, {"residual": True}):
             found += [Trial(method, grid, "rotate", turned) for method in ("rtn", "gptq")]
-        found += [Trial("autoround", grid)]
-        found += [Trial("gsq", grid)] if bits < 4 else []
+        found += [Trial("autoround", grid), Trial("gsq", grid)]
     by_group = {"group_size": group_size}
     found += [Trial("ternary", by_group), Trial("gptq", by_group | {"bits": 2, "levels": "ternary"})]
     return [*found, Trial("binary", by_group)]
@@ -150,7 +150,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--calibration", type=Path, required=True)
     parser.add_argument("--held-out", type=Path, required=True)
     parser.add_argument("--windows", type=int, default=4, help=f"held-out windows of {WINDOW} tokens")
-    parser.add_argument("--calibration-windows", type=int, default=16)
+    parser.add_argument("--calibration-windows", type=int, default=8)
     parser.add_argument("--group-size", type=int, default=64)
     parser.add_argument("-o", "--out", type=Path, help="Markdown; JSON goes beside it")
     return parser
