@@ -29,6 +29,8 @@ from penjing.train.objectives import Loss
 from penjing.train.parallel import Processes, Way, like, local
 
 Progress = Callable[[str, int, int], None]
+#: between two saves pass so many times what one takes: all weights of SmolLM2 with Adam's moments are 1.6 GB
+_SAVING = 20
 
 
 class Objective(Protocol):
@@ -44,6 +46,7 @@ class Settings:
     trained, which saves activations, else 2048, since every piece adds to all gradients.
     evaluate_every: steps between validations; patience: stop after so many without a better one.
     minutes: stop by time, the learning rate falling with it. checkpointing: recompute layers to save memory.
+    save_every_s: at least between saves of the state; more where saving would take a twentieth of the time.
     parallel: what several processes share, if there are several: rows (ddp), also weights (fsdp), or matrices (tensor).
     """
 
@@ -224,7 +227,7 @@ class _Run:
 
     def steps(self) -> None:
         record, started = self.record, time.monotonic() - self.record.seconds
-        saved = time.monotonic()
+        saved, pause = time.monotonic(), self.settings.save_every_s
         self._validate_at(0)
         while not record.stopped_by:
             begin = time.monotonic()
@@ -238,9 +241,11 @@ class _Run:
                 self._validate_at(record.step)
             record.stopped_by = self._stopped_by()
             self._tell()
-            if self.processes.same(time.monotonic() - saved) > self.settings.save_every_s:
+            begin = time.monotonic()
+            if self.processes.same(begin - saved) > pause:
                 self._save()
                 saved = time.monotonic()
+                pause = max(self.settings.save_every_s, _SAVING * self.processes.same(saved - begin))
 
     def _step(self) -> int:
         """One step of the optimizer; how many tokens it saw."""
@@ -250,8 +255,8 @@ class _Run:
         self.model.train()
         torch.manual_seed((settings.seed * 1_000_003 + step) * 1009 + self.processes.rank)  # dropout of this step
         total, count = 0.0, 0.0
-        micro_tokens = settings.micro_tokens or self.micro_tokens
-        pieces = [piece for batch in batches for piece in self.processes.share(batch).pieces(micro_tokens)]
+        size = settings.micro_tokens or self.micro_tokens
+        pieces = [piece for batch in batches for piece in self.processes.share(batch).pieces(size)]
         for number, piece in enumerate(pieces, start=1):
             with self.processes.without_exchange(last=number == len(pieces)):
                 loss = self._backward(piece)
@@ -333,8 +338,7 @@ class _Run:
         health.check_gradients([name for name in self.parameters if name not in self.record.touched])
         if self.validate is not None and self.record.best_step != self.record.step:
             state.load_tensors(self.best_file, {name: p.data for name, p in self.parameters.items()})
-        after = state.digest_all(self.parameters.items())
-        frozen = state.digest_all(self._frozen())
+        after, frozen = state.digest_all(self.parameters.items()), state.digest_all(self._frozen())
         self.unchanged = health.check_changes(
             {name: (before, frozen[name]) for name, before in self.frozen.items()},
             {name: (self.before[name], after[name]) for name in self.parameters},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import subprocess
 import sys
@@ -44,6 +45,28 @@ def stop_before(step: int):
 def adapted():
     torch.manual_seed(1)
     return get_peft_model(make_tiny(), LoraConfig(r=2, lora_dropout=0.5, target_modules="all-linear"))
+
+
+def test_saving_takes_a_twentieth_of_the_time_at_most(tiny, batches, tmp_path, monkeypatch):
+    saves, clock = [], [0.0]
+
+    def tick(seconds: float) -> None:
+        clock[0] += seconds
+
+    def save(*arguments, **more) -> None:
+        saves.append(clock[0])
+        tick(3.0)
+
+    monkeypatch.setattr("penjing.train.loop.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("penjing.train.loop.state.save_tensors", save)
+    train(
+        tiny, Objective(), batches, replace(SETTINGS, steps=50, save_every_s=10.0), folder=tmp_path,
+        before_step=lambda step: tick(4.0),
+    )  # fmt: skip
+    between = [after - before for before, after in itertools.pairwise(saves)]
+    assert saves[0] == 12.0  # nothing is known yet of what it takes
+    assert between[0] == pytest.approx(64.0, abs=4)  # 20 times 3 s after the end of the one before
+    assert len(saves) == 4  # the last when it was done
 
 
 def test_the_loss_falls_and_the_curve_says_so(tiny, batches, tmp_path):
