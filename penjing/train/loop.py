@@ -46,7 +46,7 @@ class Settings:
     trained, which saves activations, else 2048, since every piece adds to all gradients.
     evaluate_every: steps between validations; patience: stop after so many without a better one.
     minutes: stop by time, the learning rate falling with it. checkpointing: recompute layers to save memory.
-    save_every_s: at least between saves of the state; more where saving would take a twentieth of the time.
+    save_every_s: at least between saves of the state, more where they would take over a twentieth of the time; 0: none.
     parallel: what several processes share, if there are several: rows (ddp), also weights (fsdp), or matrices (tensor).
     """
 
@@ -245,7 +245,7 @@ class _Run:
             if self.processes.same(begin - saved) > pause:
                 self._save()
                 saved = time.monotonic()
-                pause = max(self.settings.save_every_s, _SAVING * self.processes.same(saved - begin))
+                pause = pause and max(self.settings.save_every_s, _SAVING * self.processes.same(saved - begin))
 
     def _step(self) -> int:
         """One step of the optimizer; how many tokens it saw."""
