@@ -46,7 +46,7 @@ if __name__ == "__main__":
         run(way, Path(folder), int(stop))
     dist.barrier()
     dist.destroy_process_group()
-    # a run that was stopped keeps its groups alive, and gloo's threads, while the interpreter ends, abort it now and then
+    # a run that was stopped keeps its groups alive, and gloo's threads now and then abort an interpreter that ends
     # (github.com/pytorch/pytorch/pull/179291)
     sys.stdout.flush()
     os._exit(0)
