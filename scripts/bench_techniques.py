@@ -82,7 +82,8 @@ def trials(group_size: int) -> list[Trial]:
         found += [Trial("scale_search", grid, "awq", grid)]
         for turned in ({}, {"residual": True}):
             found += [Trial(method, grid, "rotate", turned) for method in ("rtn", "gptq")]
-        found += [Trial("autoround", grid), Trial("gsq", grid)]
+        found += [Trial("autoround", grid)]
+        found += [Trial("gsq", grid)] if bits == 2 else []  # of 8 levels it takes more than 15 minutes
     by_group = {"group_size": group_size}
     found += [Trial("ternary", by_group), Trial("gptq", by_group | {"bits": 2, "levels": "ternary"})]
     return [*found, Trial("binary", by_group)]
