@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 import torch
 from quality.contest import Contest, Size
 from quality.page import Row, page, picture, table
-from quality.texts import read_texts
+from quality.texts import read_texts, two_texts
 
 from penjing.checkpoint import open_checkpoint
 from penjing.data.text import Windows, check_disjoint
@@ -62,9 +62,9 @@ def main(words: Sequence[str] | None = None) -> None:
     words = sys.argv[1:] if words is None else words
     asked = arguments().parse_args(words)
     parent = open_checkpoint(asked.model)
-    calibration = held_out_windows(parent, read_texts(asked.calibration), WINDOW, asked.calibration_windows)
-    held_out = held_out_windows(parent, read_texts(asked.held_out), WINDOW, asked.windows)
-    check_disjoint(calibration, held_out)
+    calibration, held_out = two_texts(
+        parent, asked.calibration, asked.calibration_windows, asked.held_out, asked.windows
+    )
     learnt = None
     if asked.tuning_text is not None:
         learnt = read_texts(asked.tuning_text)

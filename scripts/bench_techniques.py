@@ -21,14 +21,14 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import torch
-from quality.texts import read_texts
+from quality.texts import two_texts
 
 from penjing import evidence as records
 from penjing.checkpoint import Checkpoint, open_checkpoint
-from penjing.data.text import Windows, check_disjoint
+from penjing.data.text import Windows
 from penjing.evidence import device
 from penjing.measure import torch_decoder
-from penjing.measure.compare import WINDOW, held_out_windows
+from penjing.measure.compare import WINDOW
 from penjing.measure.quality import quality
 from penjing.quant import technique, uses_importance
 from penjing.runtime import binding
@@ -161,9 +161,9 @@ def main(words: Sequence[str] | None = None) -> None:
     words = sys.argv[1:] if words is None else words
     asked = arguments().parse_args(words)
     parent = open_checkpoint(asked.model)
-    calibration = held_out_windows(parent, read_texts(asked.calibration), WINDOW, asked.calibration_windows)
-    held_out = held_out_windows(parent, read_texts(asked.held_out), WINDOW, asked.windows)
-    check_disjoint(calibration, held_out)
+    calibration, held_out = two_texts(
+        parent, asked.calibration, asked.calibration_windows, asked.held_out, asked.windows
+    )
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(parent, calibration, held_out, Path(folder))

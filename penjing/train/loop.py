@@ -46,7 +46,8 @@ class Settings:
     trained, which saves activations, else 2048, since every piece adds to all gradients.
     evaluate_every: steps between validations; patience: stop after so many without a better one.
     minutes: stop by time, the learning rate falling with it. checkpointing: recompute layers to save memory.
-    save_every_s: at least between saves of the state, more where they would take over a twentieth of the time; 0: none.
+    save_every_s: between saves of the state at least, more where they would take over a twentieth of the time; 0: after
+    every step.
     parallel: what several processes share, if there are several: rows (ddp), also weights (fsdp), or matrices (tensor).
     """
 
@@ -255,8 +256,8 @@ class _Run:
         self.model.train()
         torch.manual_seed((settings.seed * 1_000_003 + step) * 1009 + self.processes.rank)  # dropout of this step
         total, count = 0.0, 0.0
-        size = settings.micro_tokens or self.micro_tokens
-        pieces = [piece for batch in batches for piece in self.processes.share(batch).pieces(size)]
+        micro_tokens = settings.micro_tokens or self.micro_tokens
+        pieces = [piece for batch in batches for piece in self.processes.share(batch).pieces(micro_tokens)]
         for number, piece in enumerate(pieces, start=1):
             with self.processes.without_exchange(last=number == len(pieces)):
                 loss = self._backward(piece)

@@ -1,11 +1,13 @@
-"""Texts of benches: files and folders of them as documents."""
+"""Texts of benches: files and folders of them as documents, and the windows that are calibrated and judged on."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
 
-from penjing.data.text import Corpus, blocks, read_corpus
+from penjing.checkpoint import Checkpoint
+from penjing.data.text import Corpus, Windows, blocks, check_disjoint, read_corpus
+from penjing.measure.compare import WINDOW, held_out_windows
 
 
 def read_texts(path: Path) -> Corpus:
@@ -14,3 +16,13 @@ def read_texts(path: Path) -> Corpus:
     documents = [json.loads(line)["text"] for line in lines]
     plain = read_corpus([path] if path.is_file() else sorted(path.glob("*.txt")))
     return Corpus((*documents, *(block for document in plain.documents for block in blocks(document))))
+
+
+def two_texts(
+    parent: Checkpoint, calibration: Path, calibration_windows: int, held_out: Path, windows: int
+) -> tuple[Windows, Windows]:
+    """Windows to calibrate on, and windows to judge on. PenjingError where the two texts overlap."""
+    calibrating = held_out_windows(parent, read_texts(calibration), WINDOW, calibration_windows)
+    judging = held_out_windows(parent, read_texts(held_out), WINDOW, windows)
+    check_disjoint(calibrating, judging)
+    return calibrating, judging
