@@ -157,13 +157,10 @@ class _Grid:
         step_OI = step_IO.T.contiguous()
         step_ONG = to_groups(step_OI, self._group_size)
         target_ON = (to_groups(weight_OI @ hessian_II, self._group_size) * step_ONG).sum(-1)
-        matrix_ONN = torch.stack(
-            [
-                to_groups((step_ONG[:, n] @ rows_GI) * step_OI, self._group_size).sum(-1)
-                for n, rows_GI in enumerate(torch.split(hessian_II, self._group_size))
-            ],
-            dim=1,
-        )
+        matrix_ONN, product_OI = weight_OI.new_empty(*target_ON.shape, target_ON.shape[1]), torch.empty_like(step_OI)
+        for n, rows_GI in enumerate(torch.split(hessian_II, self._group_size)):  # in place: pieces between large
+            torch.matmul(step_ONG[:, n], rows_GI, out=product_OI).mul_(step_OI)  # temporaries would tear the heap
+            matrix_ONN[:, n] = to_groups(product_OI, self._group_size).sum(-1)
         diagonal_ON = matrix_ONN.diagonal(dim1=1, dim2=2)
         empty_ON = diagonal_ON <= 0  # a group of zeros: any scale will do
         matrix_ONN = matrix_ONN.double() + torch.diag_embed(empty_ON.double())
