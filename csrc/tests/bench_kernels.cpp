@@ -187,6 +187,7 @@ int main(int argc, char** argv) {
   if (wanted("attend")) {
     for (pj_kind kind : {PJ_I8, PJ_F16, PJ_F32}) {
       for (int queries : {1, 3, 512}) bench_attend(k, oracle, 512, queries, kind);
+      bench_attend(k, oracle, 2048, 256, kind);
     }
   }
   if (wanted("rest")) {

@@ -78,10 +78,12 @@ def command(
 
 def _show(console: Console, found: dict[str, Any]) -> None:
     before, after = found["before"]["kl_to_parent"], found["after"]["kl_to_parent"]
+    step = found["after"]["best_step"]
+    best = f"best after {step}" if step else "none was better than the start, which is what was written"
     rows = [
         ("wrote", found["out"]),
         ("KL to the parent", f"{number(before)} → {number(after)} nats a token, on text that was kept apart"),
-        ("trained on", f"{found['after']['tokens']:,} tokens in {found['after']['steps']} steps"),
+        ("trained on", f"{found['after']['tokens']:,} tokens in {found['after']['steps']} steps; {best}"),
         ("took", f"{number(found['seconds'])} s, {size(found['peak_rss_bytes'])} of memory at most"),
         ("next", f"penjing pack {found['out']} {found['out'].rstrip('/')}.penjing"),
     ]

@@ -90,8 +90,8 @@ def tune(
 
     `spec`: settings of the method and of `Training`. `minutes`: of training, unless `steps` are set. `data`: text to
     learn from, or "self": what the parent writes, once nothing else is wrong. A part of it is kept apart to choose the
-    best step by. `tell` hears what memory is expected; more than `budget` allows is an
-    error before the work. Raises PenjingError.
+    best step by; where none is better than the start, the child stays as it was. `tell` hears what memory is expected;
+    more than `budget` allows is an error before the work. Raises PenjingError.
     """
     technique = tuning(method)
     settings, training = _settings(technique, method, spec or {})
@@ -111,6 +111,10 @@ def tune(
             work.predicted = {"peak_rss_bytes": needed}
             made = _student(child, parent, technique, settings)
             trained = _train(made, parent, training, settings, (learnt, apart), folder, minutes, seed, progress)
+            best = min(trained.validation, key=lambda point: point["loss"])
+            if not best["step"]:  # nothing better came
+                del made
+                made = _student(child, parent, technique, settings)
             _write_shards(child, made, shards, writer)
             writer.write_texts(
                 config=child.config,
@@ -121,7 +125,7 @@ def tune(
                 base=base(child),
             )
             work.before = {"kl_to_parent": trained.validation[0]["loss"]}
-            work.after = _told(trained) | {"bits_per_weight": bits_per_weight(child, child.quantized)}
+            work.after = _told(trained, best) | {"bits_per_weight": bits_per_weight(child, child.quantized)}
             work.child = open_checkpoint(writer.folder).digest
         writer.finish()
     shutil.rmtree(folder, ignore_errors=True)
@@ -271,15 +275,14 @@ def _write_matrix(child: Checkpoint, part: Part, quantized: Quantized, shard: Sh
     return index
 
 
-def _told(trained: Trained) -> dict[str, Any]:
+def _told(trained: Trained, best: Mapping[str, float]) -> dict[str, Any]:
     """What evidence keeps of training."""
-    best = next(point for point in trained.validation if point["step"] == trained.best_step)
     every = max(1, len(trained.curve) // _CURVE_POINTS)
     curve = [[point["step"], round(point["loss"], 4)] for point in trained.curve[::every]]
     return {
         "kl_to_parent": best["loss"],
         "steps": trained.steps,
-        "best_step": trained.best_step,
+        "best_step": int(best["step"]),
         "tokens": trained.tokens,
         "training_seconds": trained.seconds,
         "precision": trained.precision,

@@ -78,6 +78,21 @@ def test_the_best_step_is_that_of_the_smallest_kl_whatever_is_learnt(parent, chi
     assert found[0].after["kl_to_parent"] != found[1].after["kl_to_parent"]
 
 
+@pytest.mark.parametrize("method", ["qat", "kl_tuning"])
+def test_where_nothing_better_comes_the_child_stays_as_it_was(parent, tmp_path, method):
+    quantize(parent, tmp_path / "child", spec={"bits": 8, "group_size": 16})
+    child, spec = open_checkpoint(tmp_path / "child"), SHORT | {"learning_rate": 2.0}
+    evidence = tune(child, tmp_path / "tuned", parent=parent, data=make_corpus(), method=method, spec=spec)
+    assert evidence.after["steps"] == SHORT["steps"]
+    assert evidence.after["best_step"] == 0
+    assert evidence.after["kl_to_parent"] == evidence.before["kl_to_parent"]
+    tuned = open_checkpoint(tmp_path / "tuned")
+    for part in child.parts():
+        np.testing.assert_array_equal(tuned.read_part(part), child.read_part(part))
+        for name, packed in child.packed(part.name).items() if part.name in child.quantized else ():
+            np.testing.assert_array_equal(tuned.packed(part.name)[name], packed)
+
+
 @pytest.mark.parametrize("family", ["phi3", "gpt_neox", "gemma3_text", "llama-tied-biased"])
 def test_a_student_predicts_as_its_child_in_every_family(tiny_model, tmp_path, family):
     """Fused, interleaved and tied tensors, norms that add one, a part that is left in float."""
