@@ -22,8 +22,9 @@ from penjing.tensors.groups import Quantized, to_groups
 
 @dataclass(frozen=True, kw_only=True)
 class Spec:
-    """learning_rate: of Adam, in steps of a grid. scale_rate: the rate of scales and norms as a fraction of it.
+    """learning_rate: of Adam, in steps of a grid; where none is given, less of it near the parent (`stages.tune`).
 
+    scale_rate: the rate of scales and norms as a fraction of it.
     start: where in its cell a latent begins, from 0, the middle, to 1, the parent's weight or what is nearest to it.
     From there the first steps undo codes that are not the nearest, which is what GPTQ has chosen them for.
     """

@@ -48,6 +48,8 @@ _SAVE_EVERY_S = 300.0  # a state of SmolLM2's latents with Adam's moments is 1.6
 _STEP = "step.json"
 _OWN_TOKENS = 1 << 18  # that the parent writes, where there is no other text
 _APART = 0.05  # fraction of the text that is kept apart
+#: nats: the nearer a child is to its parent, the smaller the steps that do not lead away again (docs/quantization.md)
+_FULL_RATE_KL = 1.0
 _CURVE_POINTS = 24  # of the curve that the evidence keeps: it travels in the packed file's header
 
 
@@ -88,7 +90,8 @@ def tune(
 ) -> Evidence:
     """Write a tuned child beside the untouched `child`, whose codes were made of `parent`.
 
-    `spec`: settings of the method and of `Training`. `minutes`: of training, unless `steps` are set. `data`: text to
+    `spec`: settings of the method and of `Training`; the usual learning rate is that of the method times the child's
+    KL to its parent, where that is below a nat. `minutes`: of training, unless `steps` are set. `data`: text to
     learn from, or "self": what the parent writes, once nothing else is wrong. A part of it is kept apart to choose the
     best step by; where none is better than the start, the child stays as it was. `tell` hears what memory is expected;
     more than `budget` allows is an error before the work. Raises PenjingError.
@@ -110,7 +113,9 @@ def tune(
         with recording("tune", said, path=writer.folder / EVIDENCE, parent=child.digest, corpus=learnt.digest) as work:
             work.predicted = {"peak_rss_bytes": needed}
             made = _student(child, parent, technique, settings)
-            trained = _train(made, parent, training, settings, (learnt, apart), folder, minutes, seed, progress)
+            given = "learning_rate" in (spec or {})
+            loop = _loop_settings(training, settings.learning_rate, 0.0 if given else _FULL_RATE_KL, minutes, seed)
+            trained = _train(made, parent, training, loop, (learnt, apart), folder, progress)
             best = min(trained.validation, key=lambda point: point["loss"])
             if not best["step"]:  # nothing better came
                 del made
@@ -208,15 +213,31 @@ def _student(child: Checkpoint, parent: Checkpoint, technique: Tuning, settings:
     return student(child, parent, tunable, vector_rate=technique.vector_rate(settings))
 
 
+def _loop_settings(
+    training: Training, learning_rate: float, full_rate_kl: float, minutes: float | None, seed: int
+) -> Settings:
+    return Settings(
+        steps=training.steps or _MANY_STEPS,
+        minutes=None if training.steps else minutes,
+        learning_rate=learning_rate,
+        full_rate_loss=full_rate_kl,
+        warmup=training.warmup,
+        schedule=cast(Schedule, training.schedule),
+        seed=seed,
+        precision=training.precision,
+        micro_tokens=training.micro_tokens,
+        evaluate_every=training.evaluate_every,
+        save_every_s=_SAVE_EVERY_S,
+    )
+
+
 def _train(
     made: Student,
     parent: Checkpoint,
     training: Training,
-    settings: Any,
+    settings: Settings,
     texts: tuple[Windows, Windows],
     folder: Path,
-    minutes: float | None,
-    seed: int,
     progress: Progress | None,
 ) -> Trained:
     learnt, apart = ([document(token_T) for token_T in part.tokens_WT] for part in texts)
@@ -226,19 +247,8 @@ def _train(
     return train(
         made.model,
         objective,
-        PackedBatches(learnt, rows=rows, length=training.window, seed=seed),
-        Settings(
-            steps=training.steps or _MANY_STEPS,
-            minutes=None if training.steps else minutes,
-            learning_rate=settings.learning_rate,
-            warmup=training.warmup,
-            schedule=cast(Schedule, training.schedule),
-            seed=seed,
-            precision=training.precision,
-            micro_tokens=training.micro_tokens,
-            evaluate_every=training.evaluate_every,
-            save_every_s=_SAVE_EVERY_S,
-        ),
+        PackedBatches(learnt, rows=rows, length=training.window, seed=settings.seed),
+        settings,
         folder=folder,
         validate=held_out_loss(dataclasses.replace(objective, hard=0.0), [pack([entry]) for entry in apart]),
         before_step=made.before_step,

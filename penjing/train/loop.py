@@ -45,7 +45,8 @@ class Settings:
     micro_tokens: a batch goes through the model in pieces of about so many tokens; 0: 512 where few parameters are
     trained, which saves activations, else 2048, since every piece adds to all gradients.
     evaluate_every: steps between validations; patience: stop after so many without a better one.
-    minutes: stop by time, the learning rate falling with it. checkpointing: recompute layers to save memory.
+    minutes: stop by time, the learning rate falling with it. full_rate_loss: where the first held-out loss is below it,
+    only that share of the learning rate is used; 0: always all of it. checkpointing: recompute layers to save memory.
     save_every_s: between saves of the state at least, more where they would take over a twentieth of the time; 0: after
     every step.
     parallel: what several processes share, if there are several: rows (ddp), also weights (fsdp), or matrices (tensor).
@@ -66,6 +67,7 @@ class Settings:
     patience: int = 0
     save_every_s: float = 120.0
     minutes: float | None = None
+    full_rate_loss: float = 0.0
     device: str = "cpu"
     parallel: Way = "ddp"
 
@@ -307,7 +309,10 @@ class _Run:
         done = (step + 1) / settings.steps
         if settings.minutes is not None:
             done = max(done, self.record.seconds / (60 * settings.minutes))
-        return optimizers.learning_rate(settings.learning_rate, settings.schedule, settings.warmup, min(1.0, done))
+        rate = settings.learning_rate
+        if settings.full_rate_loss and self.record.validation:
+            rate *= min(1.0, self.record.validation[0]["loss"] / settings.full_rate_loss)
+        return optimizers.learning_rate(rate, settings.schedule, settings.warmup, min(1.0, done))
 
     def _stopped_by(self) -> str:
         record, settings = self.record, self.settings

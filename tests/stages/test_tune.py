@@ -25,6 +25,7 @@ from penjing.stages.foresight import Budget
 from penjing.stages.quantize import quantize
 from penjing.stages.student import read_quantized, student, teacher
 from penjing.stages.tune import tune
+from penjing.train import loop
 
 ROOT = Path(__file__).resolve().parents[2]
 SHORT = {"steps": 6, "window": 16, "tokens": 64, "validation": 4, "evaluate_every": 3, "precision": "f32"}
@@ -76,6 +77,20 @@ def test_the_best_step_is_that_of_the_smallest_kl_whatever_is_learnt(parent, chi
         found.append(tune(child, out, parent=parent, data=data, method="kl_tuning", spec=SHORT | {"hard": hard}))
     assert found[0].before == found[1].before  # KL, not the text's own loss
     assert found[0].after["kl_to_parent"] != found[1].after["kl_to_parent"]
+
+
+@pytest.mark.parametrize("given", [{}, {"learning_rate": 5e-3}])
+def test_the_usual_learning_rate_is_less_near_the_parent(parent, child, tmp_path, monkeypatch, given):
+    asked = []
+
+    def watched(*arguments, **settings):
+        asked.append(arguments[3])
+        return loop.train(*arguments, **settings)
+
+    monkeypatch.setattr("penjing.stages.tune.train", watched)
+    tune(child, tmp_path / "tuned", parent=parent, data=make_corpus(), spec=SHORT | given)
+    assert asked[0].learning_rate == 5e-3
+    assert asked[0].full_rate_loss == (0.0 if given else 1.0)
 
 
 @pytest.mark.parametrize("method", ["qat", "kl_tuning"])
