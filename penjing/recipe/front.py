@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from penjing.recipe.pictures import ACCENT, INK, MUTED, draw
+from penjing.recipe.pictures import ACCENT, MUTED, draw, label_points
 from penjing.recipe.plots import Point
 
 
@@ -33,11 +33,10 @@ def draw_front(points: Sequence[Point], path: Path, *, unit: str) -> None:
         )
         for point in points:
             color = ACCENT if point in best else MUTED
-            place = (point.size_bytes / 1e6, point.value)
-            axes.plot(*place, "o", color=color, markersize=6)
-            axes.annotate(point.label, place, xytext=(6, 5), textcoords="offset points", color=INK)
+            axes.plot(point.size_bytes / 1e6, point.value, "o", color=color, markersize=6)
         axes.set_xlabel("file, MB")
         axes.set_ylabel(unit)
         axes.margins(x=0.15, y=0.15)
+        label_points(axes, [(point.label, (point.size_bytes / 1e6, point.value)) for point in points])
 
     draw(path, paint, size=(6.4, 4.0))

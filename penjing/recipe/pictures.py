@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -43,6 +43,37 @@ def draw(path: Path, paint: Callable[[Any], None], *, size: tuple[float, float],
         kind = path.suffix.removeprefix(".")
         figure.savefig(buffer, format=kind, dpi=160, metadata={"CreationDate": None} if kind == "pdf" else None)
     write_file(path, buffer.getvalue())
+
+
+#: where a label may stand beside its point, the nearest first: right and up in heights of its letters, the end there
+_BESIDE: Final = [
+    (to, up, end) for up in (0.5, -1.3, 1.8, -2.6, 3.1, -3.9) for to, end in ((0.7, "left"), (-0.7, "right"))
+]
+
+
+def label_points(axes: Any, labels: Sequence[tuple[str, tuple[float, float]]], *, size: float = 9) -> None:
+    """Write a label beside each point, which is in data's units, so that labels do not cover each other or points.
+
+    To be called last: what changes the axes after it moves points, not what was found free.
+    """
+    from matplotlib.transforms import Bbox
+
+    axes.figure.draw_without_rendering()  # from now on places are known
+    whole, taken = axes.figure.bbox, []
+    for x, y in (axes.transData.transform(at) for _, at in labels):
+        taken.append(Bbox.from_bounds(x - 3, y - 3, 6, 6))
+
+    def stands(label: Any, beside: tuple[float, float, str]) -> bool:
+        label.xyann = size * beside[0], size * beside[1]
+        label.set_ha(beside[2])
+        box = label.get_window_extent()
+        return bool(whole.x0 <= box.x0 and box.x1 <= whole.x1 and not box.count_overlaps(taken))
+
+    for text, at in labels:
+        label = axes.annotate(text, at, xytext=(0, 0), textcoords="offset points", color=INK, fontsize=size)
+        if not any(stands(label, beside) for beside in _BESIDE):
+            stands(label, _BESIDE[0])
+        taken.append(label.get_window_extent())
 
 
 def _matplotlib() -> tuple[Any, Any]:

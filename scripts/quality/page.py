@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from penjing.recipe.pictures import ACCENT, INK, MUTED, draw
+from penjing.recipe.pictures import ACCENT, MUTED, draw, label_points
 
 #: colours by the first word of a row's name; others are muted
 _COLOURS = {"penjing": ACCENT, "llama.cpp": "#0969da", "llm-compressor": "#9a6700"}
@@ -73,13 +73,13 @@ def picture(rows: Sequence[Row], path: Path) -> None:
 
     def paint(axes: Any) -> None:
         axes.set_yscale("log")
+        labels = []
         for row in shown:
             word = row.name.split()[0]
             colour = _COLOURS.get(word, MUTED)
             place = (row.size_bytes / 1e6, height(row))
             axes.plot(*place, "o" if word == "penjing" else "s", color=colour, markersize=5)
-            label = row.name.removeprefix(f"{word} ") if word in _COLOURS else row.name
-            axes.annotate(label, place, xytext=(5, 4), textcoords="offset points", color=INK, fontsize=6)
+            labels.append((row.name.removeprefix(f"{word} ") if word in _COLOURS else row.name, place))
         for word, colour in _COLOURS.items():
             if any(row.name.startswith(word) for row in shown):
                 axes.plot([], [], "o" if word == "penjing" else "s", color=colour, label=word)
@@ -91,5 +91,6 @@ def picture(rows: Sequence[Row], path: Path) -> None:
         axes.margins(x=0.12)
         if axes.get_legend_handles_labels()[0]:
             axes.legend(frameon=False)
+        label_points(axes, labels, size=6)
 
     draw(path, paint, size=(7.2, 4.4))
