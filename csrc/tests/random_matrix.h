@@ -28,6 +28,10 @@ class Random {
     for (int i = 0; i < 12; ++i) sum += uniform();
     return sum;
   }
+  uint8_t small_scale() {  // any, but denormal ones, which make products slow, seldom, as in models
+    const uint8_t scale = next() & 0xff;
+    return (scale & 0x78) == 0 && next() % 64 ? scale | 0x40 : scale;
+  }
   uint16_t half() {  // +-[2^-10, 2^-6): like the scales and weights of a model
     return static_cast<uint16_t>((next() & 0x8000) | (5u + next() % 4) << 10 | (next() & 0x3ff));
   }
@@ -81,7 +85,7 @@ class RandomMatrix {
     for (size_t i = 0; i < num_scales; ++i) {
       const size_t panel = i / PJ_LANES / matrix.num_groups;
       if (static_cast<int>(panel * PJ_LANES + i % PJ_LANES) >= rows) continue;
-      const uint16_t scale = scale_bytes == 2 ? random.half() : static_cast<uint16_t>(random.next() & 0xff);
+      const uint16_t scale = scale_bytes == 2 ? random.half() : random.small_scale();
       std::memcpy(scales_.data() + i * scale_bytes, &scale, scale_bytes);
     }
     for (uint8_t& zero : zeros_) zero = static_cast<uint8_t>(random.below(1 << bits));
