@@ -15,6 +15,7 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,8 @@ from penjing.quant import technique, uses_importance
 from penjing.runtime import binding
 from penjing.stages import EVIDENCE
 from penjing.stages.calibrate import calibrate
+from penjing.stages.calibration_text import calibration_windows
+from penjing.stages.generated_text import generated_text
 from penjing.stages.prepare import prepare
 from penjing.stages.quantize import quantize
 from penjing.tensors.statistics import Importance
@@ -44,18 +47,19 @@ EVERY = 5
 
 @dataclass(frozen=True)
 class Trial:
-    """A technique, and what prepares the weights for it."""
+    """A technique, what prepares the weights for it, and whether it is calibrated on what the model writes itself."""
 
     method: str
     spec: Settings = field(default_factory=dict)
     prepared_by: str | None = None
     prepared_with: Settings = field(default_factory=dict)
+    own_text: bool = False
 
     @property
     def title(self) -> str:
         before = "" if self.prepared_by is None else f"`{self.prepared_by}`{_told(self.prepared_with)}, then "
         own = {key: value for key, value in self.spec.items() if key not in ("bits", "group_size")}
-        return f"{before}`{self.method}`{_told(own)}"
+        return f"{before}`{self.method}`{_told(own)}" + ", calibrated on its own text" * self.own_text
 
 
 def _told(settings: Settings) -> str:
@@ -78,10 +82,11 @@ def trials(group_size: int) -> list[Trial]:
         grid = {"bits": bits, "group_size": group_size}
         found += [Trial("rtn", grid), Trial("hqq", grid), Trial("scale_search", grid), Trial("nf4", grid)]
         found += [Trial("kmeans", grid), Trial("gptq", grid), Trial("gptq", grid | {"levels": "book"})]
-        found += [Trial("gptq", grid | {"levels": "book", "scale_bits": 8})]
+        found += [Trial("gptq", grid | {"levels": "book", "scale_bits": 8}), Trial("gptq", grid, own_text=True)]
         found += [Trial("scale_search", grid, "awq", grid)]
         for turned in ({}, {"residual": True}):
             found += [Trial(method, grid, "rotate", turned) for method in ("rtn", "gptq")]
+            found += [Trial("gptq", grid | {"levels": "book"}, "rotate", turned)]
         found += [Trial("autoround", grid)]
         found += [Trial("gsq", grid)] if bits == 2 else []  # of 8 levels it takes more than 15 minutes
     by_group = {"group_size": group_size}
@@ -103,11 +108,12 @@ class Bench:
 
     def run(self, trial: Trial) -> Row:
         start, seconds = self._prepared(trial)
-        importances = self._importances(start) if uses_importance(technique(trial.method)) else None
+        calibration = self._own_text if trial.own_text else self.calibration
+        importances = self._importances(start, calibration) if uses_importance(technique(trial.method)) else None
         with tempfile.TemporaryDirectory(dir=self.folder) as folder:
             done = quantize(
                 start, Path(folder) / "child", method=trial.method, importances=importances,
-                calibration=self.calibration,
+                calibration=calibration,
                 overrides=[
                     (name, dict(trial.spec) if name in self.rounded else {"bits": 16})
                     for name in start.architecture.matrix_shapes()
@@ -126,13 +132,20 @@ class Bench:
             return self.parent, 0.0
         out = self.folder / "-".join([trial.prepared_by, *map(str, trial.prepared_with.values())])
         if not out.exists():
-            importances = self._importances(self.parent)
+            importances = self._importances(self.parent, self.calibration)
             work = {"importances": importances, "calibration": self.calibration}
             prepare(self.parent, out, method=trial.prepared_by, spec=trial.prepared_with, **work)
         return open_checkpoint(out), float(records.read(out / EVIDENCE)[-1]["seconds"])
 
-    def _importances(self, model: Checkpoint) -> dict[str, Importance]:
-        return calibrate(model, self.calibration, cache=self.folder / f"{model.digest[:12]}.safetensors")
+    def _importances(self, model: Checkpoint, calibration: Windows) -> dict[str, Importance]:
+        cache = self.folder / f"{model.digest[:12]}-{calibration.digest[:12]}.safetensors"
+        return calibrate(model, calibration, cache=cache)
+
+    @cached_property
+    def _own_text(self) -> Windows:
+        count, length = self.calibration.tokens_WT.shape
+        written = generated_text(self.parent, num_tokens=count * (length + 1))
+        return calibration_windows(self.parent, written, length=length, count=count)
 
 
 def table(rows: Sequence[Row], parent_perplexity: float) -> str:

@@ -31,6 +31,7 @@ def test_every_technique_has_a_trial():
 def test_titles_tell_settings_that_are_not_the_grid():
     grid = {"bits": 3, "group_size": 64}
     assert Trial("gptq", grid | {"levels": "book"}).title == "`gptq` levels=book"
+    assert Trial("gptq", grid, own_text=True).title == "`gptq`, calibrated on its own text"
     assert Trial("rtn", grid, "rotate", {"residual": True}).title == "`rotate` residual=True, then `rtn`"
 
 
@@ -39,6 +40,7 @@ def test_rows_are_of_what_was_stored(talker, tmp_path, monkeypatch):
         (tmp_path / f"{name}.txt").write_text(lines(first, count))
     grid = {"bits": 4, "group_size": 32}
     few = [Trial("rtn", grid), Trial("gptq", grid, "rotate", {}), Trial("binary", {"group_size": 32})]
+    few += [Trial("gptq", grid, own_text=True)]
     monkeypatch.setattr(bench_techniques, "trials", lambda group_size: few)
     bench_techniques.main([
         "--model", str(talker), "--windows", "2", "--calibration-windows", "4",
@@ -50,5 +52,6 @@ def test_rows_are_of_what_was_stored(talker, tmp_path, monkeypatch):
     assert list(rows) == [trial.title for trial in few]
     assert rows["`rtn`"]["bits_per_weight"] == rows["`rotate`, then `gptq`"]["bits_per_weight"]
     assert rows["`binary`"]["bits_per_weight"] < 2 < rows["`rtn`"]["bits_per_weight"]
+    assert len({row["kl"] for row in rows.values()}) == len(rows)
     assert 0 < rows["`rtn`"]["kl"] < rows["`binary`"]["kl"]
     assert all(title in (tmp_path / "techniques.md").read_text() for title in rows)
