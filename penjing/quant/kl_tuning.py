@@ -23,7 +23,10 @@ from penjing.tensors.scales import stored
 
 @dataclass(frozen=True, kw_only=True)
 class Spec:
-    """learning_rate: of Adam, as a fraction of a scale a step. zero_rate: steps of a zero point for all of a scale."""
+    """learning_rate: of Adam, as a fraction of a scale a step; where none is given, this at a nat from the parent.
+
+    zero_rate: steps of a zero point for all of a scale.
+    """
 
     learning_rate: float = 1e-3
     zero_rate: float = 10.0

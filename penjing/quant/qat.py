@@ -22,14 +22,14 @@ from penjing.tensors.groups import Quantized, to_groups
 
 @dataclass(frozen=True, kw_only=True)
 class Spec:
-    """learning_rate: of Adam, in steps of a grid; where none is given, less of it near the parent (`stages.tune`).
+    """learning_rate: of Adam, in steps of a grid; where none is given, this at a nat from the parent (`stages.tune`).
 
     scale_rate: the rate of scales and norms as a fraction of it.
     start: where in its cell a latent begins, from 0, the middle, to 1, the parent's weight or what is nearest to it.
     From there the first steps undo codes that are not the nearest, which is what GPTQ has chosen them for.
     """
 
-    learning_rate: float = 5e-3
+    learning_rate: float = 2.2e-3
     scale_rate: float = 1.0
     start: float = 0.0
 

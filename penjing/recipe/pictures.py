@@ -47,19 +47,22 @@ def draw(path: Path, paint: Callable[[Any], None], *, size: tuple[float, float],
 
 #: where a label may stand beside its point, the nearest first: right and up in heights of its letters, the end there
 _BESIDE: Final = [
-    (to, up, end) for up in (0.5, -1.3, 1.8, -2.6, 3.1, -3.9) for to, end in ((0.7, "left"), (-0.7, "right"))
+    (to, up, end)
+    for up in (0.5, -1.3, 1.8, -2.6, 3.1, -3.9, 4.4, -5.2, 5.7)
+    for to, end in ((0.7, "left"), (-0.7, "right"))
 ]
 
 
 def label_points(axes: Any, labels: Sequence[tuple[str, tuple[float, float]]], *, size: float = 9) -> None:
-    """Write a label beside each point, which is in data's units, so that labels do not cover each other or points.
+    """Write a label beside each point, which is in data's units, so that labels do not cover each other or points; a
+    thin line leads to those that had to stand further off.
 
     To be called last: what changes the axes after it moves points, not what was found free.
     """
     from matplotlib.transforms import Bbox
 
     axes.figure.draw_without_rendering()  # from now on places are known
-    whole, taken = axes.figure.bbox, []
+    left, right, taken = axes.bbox.x0, axes.figure.bbox.x1, []
     for x, y in (axes.transData.transform(at) for _, at in labels):
         taken.append(Bbox.from_bounds(x - 3, y - 3, 6, 6))
 
@@ -67,13 +70,16 @@ def label_points(axes: Any, labels: Sequence[tuple[str, tuple[float, float]]], *
         label.xyann = size * beside[0], size * beside[1]
         label.set_ha(beside[2])
         box = label.get_window_extent()
-        return bool(whole.x0 <= box.x0 and box.x1 <= whole.x1 and not box.count_overlaps(taken))
+        return bool(left <= box.x0 and box.x1 <= right and not box.count_overlaps(taken))
 
     for text, at in labels:
         label = axes.annotate(text, at, xytext=(0, 0), textcoords="offset points", color=INK, fontsize=size)
-        if not any(stands(label, beside) for beside in _BESIDE):
-            stands(label, _BESIDE[0])
+        beside = next((beside for beside in _BESIDE if stands(label, beside)), _BESIDE[0])
+        stands(label, beside)
         taken.append(label.get_window_extent())
+        if beside not in _BESIDE[:4]:
+            line = {"arrowstyle": "-", "color": MUTED, "linewidth": 0.5, "shrinkA": 0, "shrinkB": 2}
+            axes.annotate("", at, xytext=label.xyann, textcoords="offset points", arrowprops=line)
 
 
 def _matplotlib() -> tuple[Any, Any]:

@@ -48,8 +48,6 @@ _SAVE_EVERY_S = 300.0  # a state of SmolLM2's latents with Adam's moments is 1.6
 _STEP = "step.json"
 _OWN_TOKENS = 1 << 18  # that the parent writes, where there is no other text
 _APART = 0.05  # fraction of the text that is kept apart
-#: nats: the nearer a child is to its parent, the smaller the steps that do not lead away again (docs/quantization.md)
-_FULL_RATE_KL = 1.0
 _CURVE_POINTS = 24  # of the curve that the evidence keeps: it travels in the packed file's header
 
 
@@ -90,11 +88,12 @@ def tune(
 ) -> Evidence:
     """Write a tuned child beside the untouched `child`, whose codes were made of `parent`.
 
-    `spec`: settings of the method and of `Training`; the usual learning rate is that of the method times the child's
-    KL to its parent, where that is below a nat. `minutes`: of training, unless `steps` are set. `data`: text to
-    learn from, or "self": what the parent writes, once nothing else is wrong. A part of it is kept apart to choose the
-    best step by; where none is better than the start, the child stays as it was. `tell` hears what memory is expected;
-    more than `budget` allows is an error before the work. Raises PenjingError.
+    `spec`: settings of the method and of `Training`. A learning rate that is not given is the method's times the root
+    of the child's KL to its parent, which goes with their distance (docs/quantization.md). `minutes`: of training,
+    unless `steps` are set. `data`: text to learn from, or "self": what the parent writes, once nothing else is wrong.
+    A part of it is kept apart to choose the best step by; where none is better than the start, the child stays as it
+    was. `tell` hears what memory is expected; more than `budget` allows is an error before the work. Raises
+    PenjingError.
     """
     technique = tuning(method)
     settings, training = _settings(technique, method, spec or {})
@@ -113,8 +112,8 @@ def tune(
         with recording("tune", said, path=writer.folder / EVIDENCE, parent=child.digest, corpus=learnt.digest) as work:
             work.predicted = {"peak_rss_bytes": needed}
             made = _student(child, parent, technique, settings)
-            given = "learning_rate" in (spec or {})
-            loop = _loop_settings(training, settings.learning_rate, 0.0 if given else _FULL_RATE_KL, minutes, seed)
+            by_kl = "learning_rate" not in (spec or {})
+            loop = _loop_settings(training, settings.learning_rate, by_kl, minutes, seed)
             trained = _train(made, parent, training, loop, (learnt, apart), folder, progress)
             best = min(trained.validation, key=lambda point: point["loss"])
             if not best["step"]:  # nothing better came
@@ -213,14 +212,12 @@ def _student(child: Checkpoint, parent: Checkpoint, technique: Tuning, settings:
     return student(child, parent, tunable, vector_rate=technique.vector_rate(settings))
 
 
-def _loop_settings(
-    training: Training, learning_rate: float, full_rate_kl: float, minutes: float | None, seed: int
-) -> Settings:
+def _loop_settings(training: Training, learning_rate: float, by_kl: bool, minutes: float | None, seed: int) -> Settings:
     return Settings(
         steps=training.steps or _MANY_STEPS,
         minutes=None if training.steps else minutes,
         learning_rate=learning_rate,
-        full_rate_loss=full_rate_kl,
+        by_first_loss=by_kl,
         warmup=training.warmup,
         schedule=cast(Schedule, training.schedule),
         seed=seed,

@@ -7,6 +7,7 @@ of the step's number (data, learning rate, dropout), so a run that goes on from 
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
@@ -45,8 +46,8 @@ class Settings:
     micro_tokens: a batch goes through the model in pieces of about so many tokens; 0: 512 where few parameters are
     trained, which saves activations, else 2048, since every piece adds to all gradients.
     evaluate_every: steps between validations; patience: stop after so many without a better one.
-    minutes: stop by time, the learning rate falling with it. full_rate_loss: where the first held-out loss is below it,
-    only that share of the learning rate is used; 0: always all of it. checkpointing: recompute layers to save memory.
+    minutes: stop by time, the learning rate falling with it. by_first_loss: the learning rate is that of a first
+    held-out loss of 1, elsewhere times its root. checkpointing: recompute layers to save memory.
     save_every_s: between saves of the state at least, more where they would take over a twentieth of the time; 0: after
     every step.
     parallel: what several processes share, if there are several: rows (ddp), also weights (fsdp), or matrices (tensor).
@@ -67,7 +68,7 @@ class Settings:
     patience: int = 0
     save_every_s: float = 120.0
     minutes: float | None = None
-    full_rate_loss: float = 0.0
+    by_first_loss: bool = False
     device: str = "cpu"
     parallel: Way = "ddp"
 
@@ -310,8 +311,8 @@ class _Run:
         if settings.minutes is not None:
             done = max(done, self.record.seconds / (60 * settings.minutes))
         rate = settings.learning_rate
-        if settings.full_rate_loss and self.record.validation:
-            rate *= min(1.0, self.record.validation[0]["loss"] / settings.full_rate_loss)
+        if settings.by_first_loss and self.record.validation:
+            rate *= math.sqrt(max(0.0, self.record.validation[0]["loss"]))
         return optimizers.learning_rate(rate, settings.schedule, settings.warmup, min(1.0, done))
 
     def _stopped_by(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from penjing.recipe.pictures import ACCENT, MUTED, draw, label_points
 
 #: colours by the first word of a row's name; others are muted
 _COLOURS = {"penjing": ACCENT, "llama.cpp": "#0969da", "llm-compressor": "#9a6700"}
-#: perplexities nearer to the parent's than this tell nothing
+#: where half of the perplexities are nearer to the parent's than this they tell nothing
 _LEAST_TOLD = 0.1
 #: nats, where a logarithm needs one
 _LEAST_KL = 1e-4
@@ -65,7 +66,7 @@ def picture(rows: Sequence[Row], path: Path) -> None:
     """
     base = rows[0].quality["perplexity"]
     shown = [row for row in rows[1:] if row.quality["perplexity"] < _MOST_SHOWN * base]
-    by_kl = all(abs(row.quality["perplexity"] / base - 1) < _LEAST_TOLD for row in shown)
+    by_kl = statistics.median(abs(row.quality["perplexity"] / base - 1) for row in shown) < _LEAST_TOLD
 
     def height(row: Row) -> float:
         kl: float = max(row.quality.get("kl_to_parent", 0.0), _LEAST_KL)

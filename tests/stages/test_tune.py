@@ -89,8 +89,8 @@ def test_the_usual_learning_rate_is_less_near_the_parent(parent, child, tmp_path
 
     monkeypatch.setattr("penjing.stages.tune.train", watched)
     tune(child, tmp_path / "tuned", parent=parent, data=make_corpus(), spec=SHORT | given)
-    assert asked[0].learning_rate == 5e-3
-    assert asked[0].full_rate_loss == (0.0 if given else 1.0)
+    assert asked[0].learning_rate == (5e-3 if given else qat.Spec().learning_rate)
+    assert asked[0].by_first_loss == (not given)
 
 
 @pytest.mark.parametrize("method", ["qat", "kl_tuning"])
@@ -181,7 +181,7 @@ parent, child, out = open_checkpoint(sys.argv[2]), open_checkpoint(sys.argv[3]),
 def started(folder):
     process = os.fork()
     if process == 0:
-        tune(child, folder, parent=parent, data=make_corpus(), spec=SHORT)
+        tune(child, folder, parent=parent, data=make_corpus(), spec=SHORT, force=folder.exists())
         os._exit(0)
     return process
 start = time.perf_counter()
@@ -191,9 +191,10 @@ chance, kills = random.Random(0), 0
 state = out.with_name(out.name + ".tuning") / "state.safetensors"
 def written():
     return state.stat().st_mtime_ns if state.exists() else 0
-while not out.exists():
+while not out.exists() or state.parent.exists():  # or killed as it cleared up: --force goes on from there
     process = started(out)
-    if kills < 10:  # after a while or a bit after the next state, whichever comes first: it never gets through at once
+    if kills < 10 and not out.exists():
+        # after a while or a bit after the next state, whichever comes first: it never gets through at once
         deadline, known = time.perf_counter() + chance.uniform(0.2, 1.5) * whole_s, written()
         while time.perf_counter() < deadline and written() == known:
             time.sleep(0.0005)

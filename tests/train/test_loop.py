@@ -282,9 +282,9 @@ def test_time_is_a_limit_too(tiny, batches, tmp_path):
     assert found.curve[-1]["lr"] < 0.3 * SETTINGS.learning_rate
 
 
-@pytest.mark.parametrize(("loss", "share"), [(0.25, 0.5), (3.0, 1.0)])
+@pytest.mark.parametrize(("loss", "share"), [(0.25, 0.5), (1.0, 1.0), (4.0, 2.0)])
 def test_near_the_goal_steps_are_smaller(tiny, batches, tmp_path, loss, share):
-    settings = replace(SETTINGS, full_rate_loss=0.5)
+    settings = replace(SETTINGS, by_first_loss=True)
     found = train(tiny, Objective(), batches, settings, folder=tmp_path / "near", validate=lambda model: loss)
     usual = train(make_tiny(), Objective(), batches, SETTINGS, folder=tmp_path / "usual")
     rates = [[point["lr"] for point in one.curve] for one in (found, usual)]
