@@ -66,7 +66,8 @@ def picture(rows: Sequence[Row], path: Path) -> None:
     """
     base = rows[0].quality["perplexity"]
     shown = [row for row in rows[1:] if row.quality["perplexity"] < _MOST_SHOWN * base]
-    by_kl = statistics.median(abs(row.quality["perplexity"] / base - 1) for row in shown) < _LEAST_TOLD
+    told = [abs(row.quality["perplexity"] / base - 1) for row in shown]
+    by_kl = not told or statistics.median(told) < _LEAST_TOLD
 
     def height(row: Row) -> float:
         kl: float = max(row.quality.get("kl_to_parent", 0.0), _LEAST_KL)

@@ -88,6 +88,8 @@ def test_the_table_is_by_size_and_relative_to_the_parent(tmp_path):
     assert small.startswith("| small | 1.0 | 30.00 | +50.0%")
     picture([*rows, row("llama.cpp Q4_0", 3_000_000, 5000.0)], tmp_path / "a.png")
     assert (tmp_path / "a.png").stat().st_size > 1000
+    picture(rows[:1], tmp_path / "alone.png")  # before there is anything to compare
+    assert (tmp_path / "alone.png").stat().st_size > 1000
     picture([rows[0], row("near", 1_000_000, 20.5)], tmp_path / "near.svg")
     assert "KL to the parent, nats" in (tmp_path / "near.svg").read_text()
     picture(rows, tmp_path / "far.svg")
