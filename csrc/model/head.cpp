@@ -26,20 +26,24 @@ void subtract_codes(const QuantizedColumns& codes, const Matrix& reader, float* 
 
 }  // namespace
 
-// Logits of this block's last columns, as many as are wanted. A column that is not finite would spoil the cache for
-// all that follow it, so all of them are looked at.
-void Pass::finish() {
+// A column that is not finite would spoil the cache for all that follow it.
+void Pass::require_finite(Range columns) {
   const int hidden = model_.hidden_size;
-  for (int c = mine_.begin; c < mine_.end; ++c) {
+  for (int c = columns.begin; c < columns.end; ++c) {
     if (!all_finite(column(work_.x, hidden, c), hidden)) call_.not_finite.store(true, std::memory_order_relaxed);
   }
-  const int first_wanted = call_.num_columns - call_.num_logits;
-  const Range wanted = {std::max(0, first_wanted - first_), num_columns_};
+}
+
+// Logits of the columns whose are asked for.
+void Pass::finish() {
+  require_finite(mine_);
+  const Range wanted = this->wanted();
   if (wanted.empty()) return;
   const Range columns = intersect(mine_, wanted);
   norm_columns(model_.final_norm, columns);
   prepare_head(columns);
-  write_logits(wanted, call_.logits + static_cast<size_t>(first_ + wanted.begin - first_wanted) * model_.vocab_size);
+  const int done = first_ + wanted.begin - (call_.num_columns - call_.num_logits);
+  write_logits(wanted, call_.logits + static_cast<size_t>(done) * model_.vocab_size);
 }
 
 // The head reads its input as two columns of 8-bit codes, the second for what the first left over: 8 bits alone cost

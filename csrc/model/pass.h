@@ -39,7 +39,8 @@ class Pass {
         first_(columns.begin),
         num_columns_(columns.size()),
         alone_(num_columns_ <= kOwnColumns),
-        mine_(alone_ ? Range{0, num_columns_} : share(num_columns_)),
+        needed_{0, num_columns_},
+        mine_(alone_ ? needed_ : share(num_columns_)),
         block_(session.blocks[apart ? static_cast<size_t>(thread) : 0]),
         work_(alone_ ? buffers_.own : block_.work),
         heads_apart_(!apart && heads_apart()) {}
@@ -70,7 +71,8 @@ class Pass {
   const int first_;              // this block's first column in the call
   const int num_columns_;
   const bool alone_;  // every thread prepares all columns in buffers of its own
-  const Range mine_;  // columns that this thread prepares
+  Range needed_;      // columns of which more than keys and values matters: in the last layer only what is asked for
+  Range mine_;        // columns that this thread prepares
   const Block& block_;
   const Workspace& work_;
   bool cancelled_ = false;
@@ -120,6 +122,7 @@ class Pass {
 
   void attention(size_t n, const Layer& layer) {
     prepare_normed(layer.attn_norm, {&layer.q, &layer.k, &layer.v});
+    if (n + 1 == model_.layers.size()) leave_out_unwanted();
     linear_qkv(layer);
     barrier();
     if (model_.qk_norm == QkNorm::kFull) {
@@ -150,6 +153,20 @@ class Pass {
     prepare(block_.activated, model_.intermediate_size, {&layer.down});
     linear(layer.down, share(layer.down.num_panels), block_.mlp_out);
     if (!apart_) meet();
+  }
+
+  // Of a prompt only the last logits are asked for, so only these columns go on beyond the last layer's keys and values.
+  // Not where adapters are: what they add lies by runs of columns.
+  void leave_out_unwanted() {
+    if (call_.adapted) return;
+    needed_ = wanted();
+    require_finite({mine_.begin, std::min(mine_.end, needed_.begin)});
+    mine_ = intersect(mine_, needed_);
+  }
+
+  // Columns of this block whose logits are asked for.
+  Range wanted() const {
+    return {std::min(num_columns_, std::max(0, call_.num_columns - call_.num_logits - first_)), num_columns_};
   }
 
   void norm(const Norm& norm, const float* x, int size, float* y) {
@@ -222,10 +239,13 @@ class Pass {
     }
   }
 
-  void linear(const Matrix& m, Range panels, float* y) {
-    if (panels.empty()) return;
-    const size_t ld = static_cast<size_t>(m.num_panels) * PJ_LANES;
-    multiply(panels_of(m, panels.begin, panels.end), 0, num_columns_, y + panels.begin * PJ_LANES, ld);
+  void linear(const Matrix& m, Range panels, float* y) { linear(m, panels, y, needed_); }
+
+  void linear(const Matrix& m, Range panels, float* y, Range columns) {
+    if (panels.empty() || columns.empty()) return;
+    const int ld = m.num_panels * PJ_LANES;
+    float* out = column(y, ld, columns.begin) + panels.begin * PJ_LANES;
+    multiply(panels_of(m, panels.begin, panels.end), columns.begin, columns.size(), out, static_cast<size_t>(ld));
     if (call_.adapted) add_projected(m, panels, y);
   }
 
@@ -238,8 +258,8 @@ class Pass {
       return Range{own.begin - first, own.end - first};
     };
     linear(layer.q, part(0, num_q), block_.q);
-    linear(layer.k, part(num_q, num_k), block_.k);
-    linear(layer.v, part(num_q + num_k, num_v), block_.v);
+    linear(layer.k, part(num_q, num_k), block_.k, {0, num_columns_});
+    linear(layer.v, part(num_q + num_k, num_v), block_.v, {0, num_columns_});
   }
 
   void gate_up(const Layer& layer) {
@@ -249,126 +269,12 @@ class Pass {
     if (present(layer.gate)) linear(layer.gate, panels, block_.gate);
     const Range rows = intersect({panels.begin * PJ_LANES, panels.end * PJ_LANES}, {0, inner});
     if (rows.empty()) return;
-    for (int c = 0; c < num_columns_; ++c) {
+    for (int c = needed_.begin; c < needed_.end; ++c) {
       const float* up = column(block_.up, ld, c) + rows.begin;
       const float* gate = present(layer.gate) ? column(block_.gate, ld, c) + rows.begin : nullptr;
       float* out = column(block_.activated, inner, c) + rows.begin;
       kernels_.activate(model_.activation, gate ? gate : up, gate ? up : nullptr, rows.size(), out);
     }
-  }
-
-  void norm_all_heads(const Layer& layer) {
-    const int q_size = model_.q_size(), kv_size = model_.kv_size();
-    const Range columns = share(num_columns_);
-    for (int c = columns.begin; c < columns.end; ++c) {
-      float* q = column(block_.q, padded(q_size), c);
-      float* k = column(block_.k, padded(kv_size), c);
-      kernels_.rms_norm(q, layer.q_norm.weight, q_size, model_.norm_eps, q);
-      kernels_.rms_norm(k, layer.k_norm.weight, kv_size, model_.norm_eps, k);
-    }
-  }
-
-  // Work is a key-value head with its queries, in a column; a thread takes neighbouring columns of a head.
-  void rotate_and_store(size_t n, const Layer& layer) {
-    const Range work = share(model_.num_kv_heads * num_columns_);
-    for (int i = work.begin; i < work.end; ++i) rotate_and_store(n, layer, i / num_columns_, i % num_columns_);
-  }
-
-  void rotate_and_store(size_t n, const Layer& layer, int kv, int c) {
-    const int dim = model_.head_dim, group = model_.queries_per_kv(), position = columns_[c].position;
-    float* key = column(block_.k, padded(model_.kv_size()), c) + kv * dim;
-    const float* value = column(block_.v, padded(model_.kv_size()), c) + kv * dim;
-    rotate(layer, layer.k_norm, position, key);
-    kernels_.store_kv(kv_head(columns_[c], n, kv), dim, position, key, value);
-    for (int j = 0; j < group; ++j) {
-      float* query = column(block_.q, padded(model_.q_size()), c) + (kv * group + j) * dim;
-      rotate(layer, layer.q_norm, position, query);
-      scale(query, model_.attention_scale, dim);
-    }
-  }
-
-  // Whether what a key-value head does in a column (store, then attend) can stay on one thread, which saves a barrier:
-  // no column sees another's keys, and the work still splits so evenly that nobody waits longer than for the barrier.
-  bool heads_apart() const {
-    int last_position = 0;
-    for (int c = 0; c < num_columns_; ++c) {
-      for (int other = 0; other < c; ++other) {
-        if (columns_[other].cache == columns_[c].cache) return false;
-      }
-      last_position = std::max(last_position, columns_[c].position);
-    }
-    const int work = model_.num_kv_heads * num_columns_, threads = session_.team.size();
-    const int64_t idle = (threads - work % threads) % threads;  // thread-heads; of each, a thread's share is waited
-    return idle * model_.q_size() / model_.num_kv_heads * 2 * last_position <= int64_t{kBarrierMacs} * threads;
-  }
-
-  void attend_apart(size_t n, const Layer& layer) {
-    const int group = model_.queries_per_kv();
-    const Range work = share(model_.num_kv_heads * num_columns_);
-    for (int i = work.begin; i < work.end; ++i) {
-      const int kv = i / num_columns_, c = i % num_columns_;
-      rotate_and_store(n, layer, kv, c);
-      attend_run(n, layer, {c, c + 1}, {kv * group, (kv + 1) * group});
-    }
-  }
-
-  void rotate(const Layer& layer, const Norm& weights, int position, float* head) {
-    if (model_.qk_norm == QkNorm::kHead) {
-      kernels_.rms_norm(head, weights.weight, model_.head_dim, model_.norm_eps, head);
-    }
-    if (layer.rope < 0) return;
-    const RopeTable& table = session_.ropes[static_cast<size_t>(layer.rope)];
-    const size_t row = static_cast<size_t>(position) * (table.rotary_dim / 2);
-    kernels_.rope(head, table.cos + row, table.sin + row, table.rotary_dim);
-  }
-
-  const KvHead& kv_head(const Column& column, size_t n, int kv) const {
-    return column.cache[n * static_cast<size_t>(model_.num_kv_heads) + static_cast<size_t>(kv)];
-  }
-
-  // Columns are attended in runs of neighbours from one sequence, which are the queries against one head. A column
-  // without such neighbours (decoding) brings the heads that share keys and values as the queries instead. Later
-  // columns see more keys, so the work is dealt in turn.
-  void attend(size_t n, const Layer& layer) {
-    if (num_columns_ == 1) return attend_only_column(n, layer);
-    int turn = 0;
-    for (int begin = 0, end; begin < num_columns_; begin = end) {
-      end = end_of_run(begin);
-      const int together = end - begin == 1 ? model_.queries_per_kv() : 1;
-      for (int head = 0; head < model_.num_heads; head += together, ++turn) {
-        if (turn % crew_ == rank_) attend_run(n, layer, {begin, end}, {head, head + together});
-      }
-    }
-  }
-
-  // The heads of a single column are split evenly, though some keys and values are then read by two threads.
-  void attend_only_column(size_t n, const Layer& layer) {
-    const int group = model_.queries_per_kv();
-    const Range heads = share(model_.num_heads);
-    for (int head = heads.begin, next; head < heads.end; head = next) {
-      next = std::min(heads.end, (head / group + 1) * group);
-      attend_run(n, layer, {0, 1}, {head, next});
-    }
-  }
-
-  int end_of_run(int begin) const {
-    const int most = std::min(num_columns_, begin + kQueryBlock);
-    int end = begin + 1;
-    while (end < most && columns_[end].cache == columns_[begin].cache) ++end;
-    return end;
-  }
-
-  // Either several columns or several heads.
-  void attend_run(size_t n, const Layer& layer, Range columns, Range heads) {
-    const int dim = model_.head_dim, q_size = model_.q_size();
-    const int count = columns.size() * heads.size();
-    const bool by_column = columns.size() > 1;
-    for (int i = 0; i < count; ++i) buffers_.positions[i] = columns_[columns.begin + (by_column ? i : 0)].position;
-    kernels_.attend(kv_head(columns_[columns.begin], n, heads.begin / model_.queries_per_kv()), dim,
-                    column(block_.q, padded(q_size), columns.begin) + heads.begin * dim,
-                    by_column ? padded(q_size) : dim, buffers_.positions, count, layer.window,
-                    column(block_.attended, q_size, columns.begin) + heads.begin * dim, by_column ? q_size : dim,
-                    buffers_.scratch);
   }
 
   // Residual: x += residual_scale * post_norm(out), for this thread's columns. out is [column][padded hidden].
@@ -385,6 +291,19 @@ class Pass {
     }
   }
 
+  // attention.cpp
+  bool heads_apart() const;
+  void norm_all_heads(const Layer& layer);
+  void rotate_and_store(size_t n, const Layer& layer);
+  void rotate_and_store(size_t n, const Layer& layer, int kv, int c);
+  void rotate(const Layer& layer, const Norm& weights, int position, float* head);
+  void attend_apart(size_t n, const Layer& layer);
+  void attend(size_t n, const Layer& layer);
+  void attend_only_column(size_t n, const Layer& layer);
+  void attend_run(size_t n, const Layer& layer, Range columns, Range heads);
+  int end_of_run(int begin) const;
+  const KvHead& kv_head(const Column& column, size_t n, int kv) const;
+
   // adapter.cpp
   template <class Visit>
   void for_each_addition(const Matrix& m, Visit visit) const;
@@ -392,6 +311,7 @@ class Pass {
   void add_projected(const Matrix& m, Range panels, float* y);
 
   // head.cpp
+  void require_finite(Range columns);
   void finish();
   void prepare_head(Range columns);
   void write_logits(Range wanted, float* logits);

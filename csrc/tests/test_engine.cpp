@@ -33,6 +33,27 @@ void test_same_bytes(const TinyModel& model) {
   }
 }
 
+// Where only the last logits are asked for, what is left out for the others shows neither in these nor in what follows.
+void test_few_logits(const TinyModel& model) {
+  const std::vector<int32_t> tokens = prompt_of(330);
+  const std::vector<float> expected = logits_of(open(model, 1).get(), tokens, 330);
+  for (int threads : kThreadCounts) {
+    for (int first : {1, 5, 100, 129, 257, 300}) {
+      for (int wanted : {0, 1, 3, 32, 33}) {
+        if (wanted > first) continue;
+        const OpenSession session = open(model, threads);
+        std::vector<float> logits = poisoned(static_cast<size_t>(wanted) * kVocab);
+        check(pj_forward(session.get(), tokens.data(), nullptr, first, logits.data(), wanted) == PJ_OK, "a prompt");
+        const std::vector<int32_t> rest(tokens.begin() + first, tokens.end());
+        const std::vector<float> after = logits_of(session.get(), rest, 330);
+        check(same(logits.data(), &expected[static_cast<size_t>(first - wanted) * kVocab], logits.size()) &&
+                  same(after.data(), &expected[static_cast<size_t>(first) * kVocab], after.size()),
+              std::to_string(threads) + " threads, " + std::to_string(wanted) + " logits of " + std::to_string(first));
+      }
+    }
+  }
+}
+
 // Sequences that take tokens in turns, one forked halfway, one carried to another session: each as if it were alone.
 void test_sequences(const TinyModel& model, int threads, int kind) {
   const std::vector<int32_t> tokens = prompt_of(90);
@@ -250,6 +271,7 @@ int main() {
   const TinyModel model(3);
   if (counts().failed) return 1;
   test_same_bytes(model);
+  test_few_logits(model);
   test_far_positions(model);
   test_side_by_side(model);
   test_adapters(model);
