@@ -130,7 +130,8 @@ const Kernels* const* available_kernels(int* count) {
 size_t linear_scratch_bytes(const Matrix& w) {
   if (w.kind != PJ_CODES) return 0;
   const size_t groups = static_cast<size_t>(w.num_groups);
-  return groups * (static_cast<size_t>(kMaxTilePanels) * w.stride * kLanes + kMaxTileColumns * sizeof(float));
+  const size_t unpacked = kMaxTilePanels * (static_cast<size_t>(w.stride) + sizeof(float)) * kLanes;
+  return groups * (unpacked + kMaxTileColumns * sizeof(float));
 }
 
 // Weighted sums of the values for a tile of queries, and the queries' codes.

@@ -1,7 +1,8 @@
 // Matrices of integer codes times 8-bit activations.
 //
 // Few columns: codes are unpacked in registers, every packed byte is read once. Many columns: a pair of panels is
-// unpacked to bytes in scratch, which stays in the nearest cache while tiles of columns pass by. Either way a row
+// unpacked to bytes, its scales to floats, in scratch, which stays in the nearest cache while tiles of columns pass by.
+// Either way a row
 // and column gets the same float operations in the same order.
 namespace penjing {
 namespace {
@@ -95,29 +96,22 @@ class Cursor {
   Codes book_;
 };
 
-// What one group of one panel multiplies into its sums.
-struct GroupScales {
-  Floats scale;
-  Ints correction;  // times the sum of the activations: what dot left out, less the zero points
-};
-
+// What a group's sums lack, over the sum of its activations: what dot left out, less the zero points.
 template <int WIDTH, bool ZEROS>
-inline GroupScales group_scales(const Matrix& w, size_t group) {
-  GroupScales out;
-  out.scale = load_scales(w, group);
-  if constexpr (ZEROS) out.correction = sub(ints(code_offset(WIDTH)), load_u8(w.zeros + group * kLanes));
-  return out;
+inline Ints correction_of(const Matrix& w, size_t group) {
+  if constexpr (ZEROS) return sub(ints(code_offset(WIDTH)), load_u8(w.zeros + group * kLanes));
+  return ints(0);
 }
 
-// The correction of all rows, where there are no zero points.
+// The same for all rows, where there are no zero points.
 template <int WIDTH>
 inline int32_t shared_correction(const Matrix& w) {
   return code_offset(WIDTH) - symmetric_zero(w);
 }
 
 template <bool ZEROS>
-inline Ints first_sum(const GroupScales& group, int32_t shared, int32_t sum_x) {
-  if constexpr (ZEROS) return mul(group.correction, ints(sum_x));
+inline Ints first_sum(Ints correction, int32_t shared, int32_t sum_x) {
+  if constexpr (ZEROS) return mul(correction, ints(sum_x));
   return ints(shared * sum_x);  // one product for all rows of all panels
 }
 
@@ -137,10 +131,12 @@ void direct_panel(const Matrix& w, int panel, const QuantizedColumns& x, int col
   for (int c = 0; c < COLUMNS; ++c) acc[c] = all(0.0f);
 
   for (int g = 0; g < w.num_groups; ++g, packed.end_group(), code += w.stride) {
-    const GroupScales group = group_scales<kWidth, ZEROS>(w, static_cast<size_t>(panel) * w.num_groups + g);
+    const size_t group = static_cast<size_t>(panel) * w.num_groups + g;
+    const Floats scale_w = load_scales(w, group);
+    const Ints correction = correction_of<kWidth, ZEROS>(w, group);
     Ints total[COLUMNS][kSums];
     for (int c = 0; c < COLUMNS; ++c) {
-      total[c][0] = first_sum<ZEROS>(group, shared, sum[static_cast<size_t>(c) * w.num_groups + g]);
+      total[c][0] = first_sum<ZEROS>(correction, shared, sum[static_cast<size_t>(c) * w.num_groups + g]);
       for (int k = 1; k < kSums; ++k) total[c][k] = ints(0);
     }
     for (int u = 0; u < w.stride / kUnit; ++u) {
@@ -150,7 +146,7 @@ void direct_panel(const Matrix& w, int panel, const QuantizedColumns& x, int col
     }
     for (int c = 0; c < COLUMNS; ++c) {
       for (int k = 1; k < kSums; ++k) total[c][0] = add(total[c][0], total[c][k]);
-      const Floats both = mul(group.scale, all(scale[static_cast<size_t>(c) * w.num_groups + g]));
+      const Floats both = mul(scale_w, all(scale[static_cast<size_t>(c) * w.num_groups + g]));
       acc[c] = fma(to_floats(total[c][0]), both, acc[c]);
     }
   }
@@ -182,10 +178,11 @@ void unpack_panel(const Matrix& w, int panel, uint8_t* out) {
   }
 }
 
-// Panels whose codes lie a byte each, `ld` bytes apart.
-struct BytePanels {
+// Panels whose codes lie a byte each, `ld` bytes apart, and their scales [panel][group][16].
+struct UnpackedPanels {
   const uint8_t* codes;
   size_t ld;
+  const float* scales;
 };
 
 // Where an ISA multiplies squares (kColumnPairs): the sums of two columns, to its order of lanes or back.
@@ -238,33 +235,38 @@ inline void dot_units(Ints (&total)[PANELS][COLUMNS], const uint8_t* codes, size
 
 // WIDTH: how many bits dot must expect.
 template <int WIDTH, int PANELS, int COLUMNS, bool ZEROS>
-void tile(const Matrix& w, int panel, BytePanels bytes, const QuantizedColumns& x, int column, float* y, size_t ld_y) {
+void tile(const Matrix& w, int panel, UnpackedPanels unpacked, const QuantizedColumns& x, int column, float* y,
+          size_t ld_y) {
   const size_t ld_x = static_cast<size_t>(w.num_groups) * w.stride;
   const int8_t* code = x.code + column * ld_x;
   const float* scale = x.scale + static_cast<size_t>(column) * w.num_groups;
   const int32_t* sum = x.sum + static_cast<size_t>(column) * w.num_groups;
-  const uint8_t* weight = bytes.codes;
+  const uint8_t* weight = unpacked.codes;
   const int32_t shared = shared_correction<WIDTH>(w);
   Floats acc[PANELS][COLUMNS];
   for (int p = 0; p < PANELS; ++p) {
     for (int c = 0; c < COLUMNS; ++c) acc[p][c] = all(0.0f);
   }
   for (int g = 0; g < w.num_groups; ++g) {
-    GroupScales group[PANELS];
     Ints total[PANELS][COLUMNS];
     for (int p = 0; p < PANELS; ++p) {
-      group[p] = group_scales<WIDTH, ZEROS>(w, static_cast<size_t>(panel + p) * w.num_groups + g);
+      const Ints correction = correction_of<WIDTH, ZEROS>(w, static_cast<size_t>(panel + p) * w.num_groups + g);
       for (int c = 0; c < COLUMNS; ++c) {
-        total[p][c] = first_sum<ZEROS>(group[p], shared, sum[static_cast<size_t>(c) * w.num_groups + g]);
+        total[p][c] = first_sum<ZEROS>(correction, shared, sum[static_cast<size_t>(c) * w.num_groups + g]);
       }
     }
     const int num_units = w.stride / kUnit;
-    dot_units<WIDTH>(total, weight, bytes.ld, kUnitBytes, num_units, code, ld_x);
+    dot_units<WIDTH>(total, weight, unpacked.ld, kUnitBytes, num_units, code, ld_x);
     weight += num_units * kUnitBytes;
     code += w.stride;
+    const float* scale_w = unpacked.scales + static_cast<size_t>(g) * kLanes;
+    const size_t ld_scales = static_cast<size_t>(w.num_groups) * kLanes;
     for (int c = 0; c < COLUMNS; ++c) {
       const Floats scale_x = all(scale[static_cast<size_t>(c) * w.num_groups + g]);
-      for (int p = 0; p < PANELS; ++p) acc[p][c] = fma(to_floats(total[p][c]), mul(group[p].scale, scale_x), acc[p][c]);
+      for (int p = 0; p < PANELS; ++p) {
+        const Floats both = mul(load(scale_w + p * ld_scales), scale_x);
+        acc[p][c] = fma(to_floats(total[p][c]), both, acc[p][c]);
+      }
     }
   }
   for (int p = 0; p < PANELS; ++p) {
@@ -277,26 +279,30 @@ void tile(const Matrix& w, int panel, BytePanels bytes, const QuantizedColumns& 
 }
 
 template <int WIDTH, int PANELS, int COLUMNS, bool ZEROS>
-void tile_columns(const Matrix& w, int panel, BytePanels bytes, const QuantizedColumns& x, int column, int end,
-                  float* y, size_t ld_y) {
+void tile_columns(const Matrix& w, int panel, const UnpackedPanels& unpacked, const QuantizedColumns& x, int column,
+                  int end, float* y, size_t ld_y) {
   for (; column + COLUMNS <= end; column += COLUMNS) {
-    tile<WIDTH, PANELS, COLUMNS, ZEROS>(w, panel, bytes, x, column, y, ld_y);
+    tile<WIDTH, PANELS, COLUMNS, ZEROS>(w, panel, unpacked, x, column, y, ld_y);
   }
   if constexpr (COLUMNS > 1) {
-    if (column < end) tile_columns<WIDTH, PANELS, COLUMNS - 1, ZEROS>(w, panel, bytes, x, column, end, y, ld_y);
+    if (column < end) tile_columns<WIDTH, PANELS, COLUMNS - 1, ZEROS>(w, panel, unpacked, x, column, end, y, ld_y);
   }
 }
 
 template <int FORM, int PANELS, bool ZEROS>
 void tile_panels(const Matrix& w, int panel, const QuantizedColumns& x, int num_columns, float* y, size_t ld_y,
                  uint8_t* scratch) {
-  BytePanels bytes = {w.data + panel * w.panel_bytes, w.panel_bytes};
-  if constexpr (FORM != 8) {
-    bytes = {scratch, static_cast<size_t>(w.num_groups) * w.stride * kLanes};
-    for (int p = 0; p < PANELS; ++p) unpack_panel<FORM>(w, panel + p, scratch + p * bytes.ld);
+  const size_t groups = static_cast<size_t>(w.num_groups), ld = groups * w.stride * kLanes;
+  float* scales = reinterpret_cast<float*>(scratch + PANELS * ld);
+  UnpackedPanels unpacked = {scratch, ld, scales};
+  if constexpr (FORM == 8) {
+    unpacked = {w.data + panel * w.panel_bytes, w.panel_bytes, scales};
+  } else {
+    for (int p = 0; p < PANELS; ++p) unpack_panel<FORM>(w, panel + p, scratch + p * ld);
   }
-  tile_columns<dot_width(unpacked_bits(FORM)), PANELS, kTileColumns, ZEROS>(w, panel, bytes, x, 0, num_columns, y,
-                                                                            ld_y);
+  for (size_t i = 0; i < PANELS * groups; ++i) store(scales + i * kLanes, load_scales(w, panel * groups + i));
+  constexpr int kWidth = dot_width(unpacked_bits(FORM));
+  tile_columns<kWidth, PANELS, kTileColumns, ZEROS>(w, panel, unpacked, x, 0, num_columns, y, ld_y);
 }
 
 // --- both
