@@ -5,6 +5,10 @@ namespace {
 inline int least(int a, int b) { return a < b ? a : b; }
 inline int most(int a, int b) { return a > b ? a : b; }
 
+inline Span span_at(int start, int place, int first, int last) {
+  return {start, place, most(first - start, 0), least(last - start + 1, kSpan)};
+}
+
 template <pj_kind KIND, int QUERIES>
 void attend_tile(const KvHead& cache, int head_dim, QueryTile<QUERIES>& tile, float* out, size_t ld_out) {
   int first = tile.first[0], last = tile.last[0];
@@ -21,26 +25,39 @@ void attend_tile(const KvHead& cache, int head_dim, QueryTile<QUERIES>& tile, fl
     coded.ld = tile.ld_acc;
     code_queries(tile, head_dim, coded);
   }
-  const size_t row_bytes = kv_row_bytes(KIND, head_dim);
-  int start = first / kSpan * kSpan, shift = start - place_of(cache, start);
-  for (; start <= last; start += kSpan) {
-    if (start - shift == cache.capacity) shift = start;  // a ring begins anew
-    const int place = start - shift;
-    const int begin = most(first - start, 0), end = least(last - start + 1, kSpan);
-    const int block = begin / kLanes, block_end = (end + kLanes - 1) / kLanes;
-    const size_t offset = static_cast<size_t>(place) * row_bytes;
-    const uint8_t* values = static_cast<const uint8_t*>(cache.values) + offset;
+  const auto at = [&](void* array, const Span& span) {
+    return static_cast<const uint8_t*>(array) + static_cast<size_t>(span.place) * kv_row_bytes(KIND, head_dim);
+  };
+  const auto score = [&](const Span& span, Weights<QUERIES>& scores) {
     if constexpr (KIND == PJ_I8) {
-      score_coded_span(tile, coded, cache, place, block, block_end);
+      score_coded_span(coded, cache, span, scores);
     } else {
-      score_span<KIND>(tile, head_dim, static_cast<const uint8_t*>(cache.keys) + offset, block, block_end);
+      score_span<KIND>(tile, head_dim, at(cache.keys, span), span, scores);
     }
-    for (int r = 0; r < QUERIES; ++r) weigh_span<KIND>(tile, cache, r, start, place, block, block_end);
+  };
+  // The next span's scores come before this one's values, so that the CPU has something to do while it waits for the
+  // weights, which are a long chain of steps.
+  Weights<QUERIES> both[2];
+  int turn = 0;
+  Span span = span_at(first / kSpan * kSpan, place_of(cache, first / kSpan * kSpan), first, last);
+  score(span, both[turn]);
+  for (;;) {
+    Weights<QUERIES>& weights = both[turn];
+    for (int r = 0; r < QUERIES; ++r) weigh_span<KIND>(tile, cache, span, r, weights.of[r]);
+    CodedWeights<QUERIES> coded_weights;
+    if constexpr (KIND == PJ_I8) code_weights(tile, weights, coded_weights);
+    const int place = span.place + kSpan;  // where a ring ends it begins anew
+    const Span next = span_at(span.start + kSpan, place == cache.capacity ? 0 : place, first, last);
+    const bool ends = next.start > last;
+    turn = 1 - turn;
+    if (!ends) score(next, both[turn]);
     if constexpr (KIND == PJ_I8) {
-      value_coded_span(tile, values, block, block_end);
+      value_coded_span(tile, coded_weights, at(cache.values, span), span);
     } else {
-      value_span<KIND>(tile, head_dim, values, begin, end);
+      value_span<KIND>(tile, weights, head_dim, at(cache.values, span), span);
     }
+    if (ends) break;
+    span = next;
   }
   for (int r = 0; r < QUERIES; ++r) {
     const Floats inverse = all(1.0f / reduce_add(tile.sum[r]));

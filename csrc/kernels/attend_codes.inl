@@ -28,8 +28,8 @@ inline void code_queries(const QueryTile<QUERIES>& tile, int head_dim, CodedQuer
 
 // Scores of BLOCKS blocks of 16 positions, from block `block` of the span at `place` on.
 template <int QUERIES, int BLOCKS>
-inline void score_coded_blocks(QueryTile<QUERIES>& tile, const CodedQueries<QUERIES>& coded, const KvHead& cache,
-                               int place, int block) {
+inline void score_coded_blocks(const CodedQueries<QUERIES>& coded, const KvHead& cache, int place, int block,
+                               Weights<QUERIES>& scores) {
   const size_t block_bytes = coded.ld * kLanes;
   const uint8_t* keys = static_cast<const uint8_t*>(cache.keys) + (place / kLanes + block) * block_bytes;
   Ints total[BLOCKS][QUERIES];
@@ -42,18 +42,20 @@ inline void score_coded_blocks(QueryTile<QUERIES>& tile, const CodedQueries<QUER
     const Floats scale = load(cache.key_scales + place + (block + b) * kLanes);
     for (int r = 0; r < QUERIES; ++r) {
       const Floats both = mul(all(coded.scale[r]), scale);
-      store(tile.weight[r] + (block + b) * kLanes, mul(to_floats(total[b][r]), both));
+      store(scores.of[r] + (block + b) * kLanes, mul(to_floats(total[b][r]), both));
     }
   }
 }
 
 template <int QUERIES>
-inline void score_coded_span(QueryTile<QUERIES>& tile, const CodedQueries<QUERIES>& coded, const KvHead& cache,
-                             int place, int block, int end) {
+inline void score_coded_span(const CodedQueries<QUERIES>& coded, const KvHead& cache, const Span& span,
+                             Weights<QUERIES>& scores) {
+  int block = span.block();
+  const int end = span.block_end();
   for (; block + kScoreBlocks <= end; block += kScoreBlocks) {
-    score_coded_blocks<QUERIES, kScoreBlocks>(tile, coded, cache, place, block);
+    score_coded_blocks<QUERIES, kScoreBlocks>(coded, cache, span.place, block, scores);
   }
-  for (; block < end; ++block) score_coded_blocks<QUERIES, 1>(tile, coded, cache, place, block);
+  for (; block < end; ++block) score_coded_blocks<QUERIES, 1>(coded, cache, span.place, block, scores);
 }
 
 // One span's weights as codes.
@@ -64,16 +66,32 @@ struct CodedWeights {
   int32_t first_sum[QUERIES];
 };
 
-// acc += weights * values for VECTORS vectors of 16 dimensions from d on, over blocks [block, end).
+template <int QUERIES>
+inline void code_weights(const QueryTile<QUERIES>& tile, const Weights<QUERIES>& weights, CodedWeights<QUERIES>& out) {
+  int32_t largest[QUERIES], sum[QUERIES];
+  reduce_max_each(tile.largest, largest);
+  Ints sums[QUERIES];
+  for (int r = 0; r < QUERIES; ++r) {
+    const Rounding rounding = rounding_to(largest[r]);
+    out.scale[r] = rounding.scale;
+    sums[r] = quantize_lanes(rounding, weights.of[r], kSpan, out.code[r]);
+  }
+  reduce_add_each(sums, sum);
+  for (int r = 0; r < QUERIES; ++r) out.first_sum[r] = first_code_sum(sum[r]);
+}
+
+// acc += weights * values for VECTORS vectors of 16 dimensions from d on; values: of the span.
 template <int QUERIES, int VECTORS>
 inline void add_coded_values(QueryTile<QUERIES>& tile, const CodedWeights<QUERIES>& weights, const uint8_t* values,
-                             size_t block_bytes, int block, int end, int d) {
+                             const Span& span, int d) {
+  const size_t block_bytes = tile.ld_acc * kLanes;
+  const int block = span.block(), num_blocks = span.block_end() - block;
   Ints total[VECTORS][QUERIES];
   for (int r = 0; r < QUERIES; ++r) {
     for (int v = 0; v < VECTORS; ++v) total[v][r] = ints(weights.first_sum[r]);
   }
   const uint8_t* units = values + block * block_bytes + static_cast<size_t>(d) * kLanes;
-  dot_units<dot_width(8)>(total, units, kUnitBytes, block_bytes, end - block, weights.code[0] + block * kLanes, kSpan);
+  dot_units<dot_width(8)>(total, units, kUnitBytes, block_bytes, num_blocks, weights.code[0] + block * kLanes, kSpan);
   for (int r = 0; r < QUERIES; ++r) {
     for (int v = 0; v < VECTORS; ++v) {
       float* acc = tile.acc + r * tile.ld_acc + d + v * kLanes;
@@ -82,26 +100,15 @@ inline void add_coded_values(QueryTile<QUERIES>& tile, const CodedWeights<QUERIE
   }
 }
 
-// `values`: of the span that begins there.
 template <int QUERIES>
-inline void value_coded_span(QueryTile<QUERIES>& tile, const uint8_t* values, int block, int end) {
-  CodedWeights<QUERIES> weights;
-  for (int r = 0; r < QUERIES; ++r) {
-    int32_t sum;
-    const int first = block * kLanes;
-    quantize_group(rounding_to(tile.largest[r]), tile.weight[r] + first, (end - block) * kLanes,
-                   weights.code[r] + first, &weights.scale[r], &sum);
-    weights.first_sum[r] = first_code_sum(sum);
-  }
+inline void value_coded_span(QueryTile<QUERIES>& tile, const CodedWeights<QUERIES>& weights, const uint8_t* values,
+                             const Span& span) {
   const int dims = static_cast<int>(tile.ld_acc);
-  const size_t block_bytes = tile.ld_acc * kLanes;
   int d = 0;
   for (; d + kValueVectors * kLanes <= dims; d += kValueVectors * kLanes) {
-    add_coded_values<QUERIES, kValueVectors>(tile, weights, values, block_bytes, block, end, d);
+    add_coded_values<QUERIES, kValueVectors>(tile, weights, values, span, d);
   }
-  for (; d < dims; d += kLanes) {
-    add_coded_values<QUERIES, 1>(tile, weights, values, block_bytes, block, end, d);
-  }
+  for (; d < dims; d += kLanes) add_coded_values<QUERIES, 1>(tile, weights, values, span, d);
 }
 
 }  // namespace

@@ -15,7 +15,8 @@ inline Floats load_cached_first(const uint8_t* p, int n) {
 
 // Scores of BLOCKS blocks of 16 positions; keys: of the first of them, block: its place in the span.
 template <pj_kind KIND, int QUERIES, int BLOCKS>
-inline void score_blocks(QueryTile<QUERIES>& tile, int head_dim, const uint8_t* keys, int block) {
+inline void score_blocks(const QueryTile<QUERIES>& tile, int head_dim, const uint8_t* keys, int block,
+                         Weights<QUERIES>& scores) {
   constexpr size_t kRow = kLanes * kv_element_bytes(KIND);
   const size_t block_bytes = static_cast<size_t>(head_dim) * kRow;
   Floats score[QUERIES][BLOCKS];
@@ -31,31 +32,35 @@ inline void score_blocks(QueryTile<QUERIES>& tile, int head_dim, const uint8_t* 
     }
   }
   for (int r = 0; r < QUERIES; ++r) {
-    for (int b = 0; b < BLOCKS; ++b) store(tile.weight[r] + (block + b) * kLanes, score[r][b]);
+    for (int b = 0; b < BLOCKS; ++b) store(scores.of[r] + (block + b) * kLanes, score[r][b]);
   }
 }
 
 template <pj_kind KIND, int QUERIES>
-inline void score_span(QueryTile<QUERIES>& tile, int head_dim, const uint8_t* span_keys, int block, int end) {
+inline void score_span(const QueryTile<QUERIES>& tile, int head_dim, const uint8_t* span_keys, const Span& span,
+                       Weights<QUERIES>& scores) {
+  int block = span.block();
+  const int end = span.block_end();
   const size_t block_bytes = static_cast<size_t>(head_dim) * kLanes * kv_element_bytes(KIND);
   for (; block + kScoreBlocks <= end; block += kScoreBlocks) {
-    score_blocks<KIND, QUERIES, kScoreBlocks>(tile, head_dim, span_keys + block * block_bytes, block);
+    score_blocks<KIND, QUERIES, kScoreBlocks>(tile, head_dim, span_keys + block * block_bytes, block, scores);
   }
   for (; block < end; ++block) {
-    score_blocks<KIND, QUERIES, 1>(tile, head_dim, span_keys + block * block_bytes, block);
+    score_blocks<KIND, QUERIES, 1>(tile, head_dim, span_keys + block * block_bytes, block, scores);
   }
 }
 
-// acc[d..] += weight * value over positions [begin, end) of the span, for VECTORS vectors of 16 dimensions, the last
+// acc[d..] += weight * value over the positions of the span that are seen, for VECTORS vectors of 16 dimensions, the last
 // of which may have only `last` of them.
 template <pj_kind KIND, int QUERIES, int VECTORS, bool PARTIAL>
-inline void add_values(QueryTile<QUERIES>& tile, int head_dim, const uint8_t* span_values, int begin, int end, int d) {
+inline void add_values(QueryTile<QUERIES>& tile, const Weights<QUERIES>& weights, int head_dim,
+                       const uint8_t* span_values, const Span& span, int d) {
   constexpr size_t kElement = kv_element_bytes(KIND);
   Floats acc[QUERIES][VECTORS];
   for (int r = 0; r < QUERIES; ++r) {
     for (int v = 0; v < VECTORS; ++v) acc[r][v] = load(tile.acc + r * tile.ld_acc + d + v * kLanes);
   }
-  for (int i = begin; i < end; ++i) {
+  for (int i = span.begin; i < span.end; ++i) {
     const uint8_t* row = span_values + (static_cast<size_t>(i) * head_dim + d) * kElement;
     Floats value[VECTORS];
     for (int v = 0; v < VECTORS; ++v) {
@@ -63,7 +68,7 @@ inline void add_values(QueryTile<QUERIES>& tile, int head_dim, const uint8_t* sp
       value[v] = PARTIAL ? load_cached_first<KIND>(p, head_dim - d) : load_cached<KIND>(p);
     }
     for (int r = 0; r < QUERIES; ++r) {
-      const Floats weight = all(tile.weight[r][i]);
+      const Floats weight = all(weights.of[r][i]);
       for (int v = 0; v < VECTORS; ++v) acc[r][v] = fma(weight, value[v], acc[r][v]);
     }
   }
@@ -73,15 +78,16 @@ inline void add_values(QueryTile<QUERIES>& tile, int head_dim, const uint8_t* sp
 }
 
 template <pj_kind KIND, int QUERIES>
-inline void value_span(QueryTile<QUERIES>& tile, int head_dim, const uint8_t* span_values, int begin, int end) {
+inline void value_span(QueryTile<QUERIES>& tile, const Weights<QUERIES>& weights, int head_dim,
+                       const uint8_t* span_values, const Span& span) {
   int d = 0;
   for (; d + kValueVectors * kLanes <= head_dim; d += kValueVectors * kLanes) {
-    add_values<KIND, QUERIES, kValueVectors, false>(tile, head_dim, span_values, begin, end, d);
+    add_values<KIND, QUERIES, kValueVectors, false>(tile, weights, head_dim, span_values, span, d);
   }
   for (; d + kLanes <= head_dim; d += kLanes) {
-    add_values<KIND, QUERIES, 1, false>(tile, head_dim, span_values, begin, end, d);
+    add_values<KIND, QUERIES, 1, false>(tile, weights, head_dim, span_values, span, d);
   }
-  if (d < head_dim) add_values<KIND, QUERIES, 1, true>(tile, head_dim, span_values, begin, end, d);
+  if (d < head_dim) add_values<KIND, QUERIES, 1, true>(tile, weights, head_dim, span_values, span, d);
 }
 
 }  // namespace

@@ -82,6 +82,10 @@ inline Floats at_least(Floats bound, Floats x) {
 inline Floats at_most(Floats bound, Floats x) {
   return {_mm256_min_ps(bound.low, x.low), _mm256_min_ps(bound.high, x.high)};
 }
+inline bool any_above(Floats x, float bound) {
+  const __m256 b = _mm256_set1_ps(bound);
+  return _mm256_movemask_ps(_mm256_or_ps(_mm256_cmp_ps(x.low, b, _CMP_GT_OQ), _mm256_cmp_ps(x.high, b, _CMP_GT_OQ)));
+}
 inline Floats where_negative(Floats x, Floats yes, Floats no) {
   const __m256 zero = _mm256_setzero_ps();
   return {_mm256_blendv_ps(no.low, yes.low, _mm256_cmp_ps(x.low, zero, _CMP_LT_OQ)),

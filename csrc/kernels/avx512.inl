@@ -49,6 +49,7 @@ inline Floats fma(Floats a, Floats b, Floats c) { return _mm512_fmadd_ps(a, b, c
 inline Floats negate(Floats a) { return _mm512_xor_ps(a, all(-0.0f)); }
 inline Floats at_least(Floats bound, Floats x) { return _mm512_max_ps(bound, x); }  // of two, one NaN: the second
 inline Floats at_most(Floats bound, Floats x) { return _mm512_min_ps(bound, x); }
+inline bool any_above(Floats x, float bound) { return _mm512_cmp_ps_mask(x, all(bound), _CMP_GT_OQ) != 0; }
 inline Floats where_negative(Floats x, Floats yes, Floats no) {
   return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(x, _mm512_setzero_ps(), _CMP_LT_OQ), no, yes);
 }
@@ -98,6 +99,22 @@ inline int32_t reduce_add(Ints a) {  // _mm512_reduce_add_epi32 of GCC adds as s
   return _mm_cvtsi128_si32(_mm_add_epi32(two, _mm_shuffle_epi32(two, 1)));
 }
 inline int32_t reduce_max(Ints a) { return _mm512_reduce_max_epi32(a); }
+// Four vectors at once: of each quarter one entry of each, then over the quarters.
+template <class Op>
+inline void reduce_four(const Ints (&a)[4], Op op, int32_t* out) {
+  const Ints first = op(_mm512_unpacklo_epi32(a[0], a[1]), _mm512_unpackhi_epi32(a[0], a[1]));
+  const Ints second = op(_mm512_unpacklo_epi32(a[2], a[3]), _mm512_unpackhi_epi32(a[2], a[3]));
+  Ints all_four = op(_mm512_unpacklo_epi64(first, second), _mm512_unpackhi_epi64(first, second));
+  all_four = op(all_four, _mm512_shuffle_i64x2(all_four, all_four, 0x4e));
+  all_four = op(all_four, _mm512_shuffle_i64x2(all_four, all_four, 0xb1));
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(out), _mm512_castsi512_si128(all_four));
+}
+inline void reduce_max_each(const Ints (&a)[4], int32_t* out) {
+  reduce_four(a, [](Ints x, Ints y) { return max(x, y); }, out);
+}
+inline void reduce_add_each(const Ints (&a)[4], int32_t* out) {
+  reduce_four(a, [](Ints x, Ints y) { return add(x, y); }, out);
+}
 
 // --- codes
 inline Codes load_codes(const uint8_t* p) { return _mm512_loadu_si512(p); }

@@ -108,6 +108,7 @@ inline float reduce_add(Floats x) {
 inline float reduce_max(Floats x) {
   return vmaxvq_f32(vmaxq_f32(vmaxq_f32(x.v[0], x.v[1]), vmaxq_f32(x.v[2], x.v[3])));
 }
+inline bool any_above(Floats x, float bound) { return reduce_max(x) > bound; }
 
 // --- ints
 inline Ints ints(int32_t x) {

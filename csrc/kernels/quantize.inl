@@ -38,17 +38,21 @@ inline Rounding rounding_of(const float* x, int size) {
   return rounding_to(reduce_max(largest));
 }
 
-// One group: 16 inputs at a time, the rest of the last unit coded 0.
-inline void quantize_group(const Rounding& rounding, const float* x, int size, int8_t* code, float* scale,
-                           int32_t* sum) {
+// 16 inputs at a time, the rest of the last unit coded 0. The sum of each lane's codes.
+inline Ints quantize_lanes(const Rounding& rounding, const float* x, int size, int8_t* code) {
   Ints total = ints(0);
   for (int i = 0; i < size; i += kLanes) {
     const Ints lane_code = rounding.code(load_up_to(x + i, size - i));
     store_s8(code + i, lane_code);
     total = add(total, lane_code);
   }
+  return total;
+}
+
+inline void quantize_group(const Rounding& rounding, const float* x, int size, int8_t* code, float* scale,
+                           int32_t* sum) {
+  *sum = reduce_add(quantize_lanes(rounding, x, size, code));
   *scale = rounding.scale;
-  *sum = reduce_add(total);
 }
 
 void quantize_columns(const float* x, int num_columns, int cols, int group_size, const QuantizedColumns& out) {

@@ -147,6 +147,7 @@ inline float reduce_max(Floats x) {
   for (int i = 1; i < kLanes; ++i) x.v[0] = x.v[0] > x.v[i] ? x.v[0] : x.v[i];
   return x.v[0];
 }
+inline bool any_above(Floats x, float bound) { return reduce_max(x) > bound; }
 
 // --- ints: two's complement, wrapping
 inline Ints ints(int32_t x) {

@@ -170,6 +170,7 @@ inline float reduce_max(Floats x) {
   const __m128 two = _mm_max_ps(four, _mm_movehl_ps(four, four));
   return _mm_cvtss_f32(_mm_max_ss(two, _mm_shuffle_ps(two, two, 1)));
 }
+inline bool any_above(Floats x, float bound) { return reduce_max(x) > bound; }
 
 // --- ints
 inline Ints ints(int32_t x) {

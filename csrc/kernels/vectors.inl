@@ -5,6 +5,16 @@ namespace {
 inline Floats load_up_to(const float* x, int n) { return n >= kLanes ? load(x) : load_first(x, n); }
 inline void store_up_to(float* y, Floats x, int n) { n >= kLanes ? store(y, x) : store_first(y, x, n); }
 
+// Of several vectors, for which an ISA may know a shorter way.
+template <int N>
+inline void reduce_max_each(const Ints (&a)[N], int32_t* out) {
+  for (int i = 0; i < N; ++i) out[i] = reduce_max(a[i]);
+}
+template <int N>
+inline void reduce_add_each(const Ints (&a)[N], int32_t* out) {
+  for (int i = 0; i < N; ++i) out[i] = reduce_add(a[i]);
+}
+
 // Scales of 8 bits, layout in penjing.h: moved to where a float32 has its exponent and its mantissa, they are 2^-112 of
 // what they stand for.
 inline Floats load_small_scales(const uint8_t* p) {

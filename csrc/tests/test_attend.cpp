@@ -198,6 +198,26 @@ void check_wild_scores(const Tables& tables) {
   }
 }
 
+// Scores that climb from span to span by less and by more than what the maximum may lie behind.
+void check_climbing_scores(const Tables& tables, pj_kind kind, float step) {
+  constexpr int kDim = 16, kLength = 300;
+  Problem p({kind, kDim, kLength, 5, 0, 1}, tables.oracle());
+  Random random(17);
+  for (int r = 0; r < p.shape.queries; ++r) {
+    for (int d = 0; d < kDim; ++d) p.q[r * p.ld() + d] = d == 0 ? 1.0f : 0.0f;
+  }
+  for (int i = 0; i < kLength; ++i) {
+    std::vector<float> key(kDim), value(kDim);
+    for (float& x : value) x = random.normal();
+    key[0] = static_cast<float>(i / kSpan) * step + 0.5f * random.normal();
+    tables.oracle().store_kv(p.cache.head, kDim, i, key.data(), value.data());
+  }
+  const std::vector<float> expected = p.run(tables.oracle(), 1);
+  const std::string name = " climbing by " + std::to_string(step) + p.shape.name();
+  check(is_right(p, expected, tables.oracle()), "attention is right" + name);
+  for (const Kernels* k : tables) check(same(p.run(*k, 5), expected), std::string(k->name) + name);
+}
+
 // What store_kv writes, and that it writes nothing else.
 void check_store(const Tables& tables, pj_kind kind, int dim) {
   constexpr int kPosition = 19, kPositions = 32;
@@ -281,6 +301,9 @@ void test_attend(const Tables& tables) {
     }
   }
   check_wild_scores(tables);
+  for (pj_kind kind : {PJ_F16, PJ_F32, PJ_I8}) {
+    for (float step : {-40.0f, 3.0f, 12.0f, 17.0f, 60.0f}) check_climbing_scores(tables, kind, step);
+  }
 }
 
 }  // namespace penjing
