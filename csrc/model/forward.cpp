@@ -5,13 +5,37 @@
 namespace penjing {
 namespace {
 
+// Columns that go through the layers together, and whether threads take them apart.
+struct BlockOfColumns {
+  Range columns;
+  bool apart;
+};
+
+BlockOfColumns block_at(const Session& session, int first, int num_columns) {
+  const int left = num_columns - first;
+  const bool apart = session.can_go_apart() && left >= session.team.size() * kLeastApart;
+  return {{first, first + std::min(left, apart ? kApartColumns : kBlockColumns)}, apart};
+}
+
+// Later columns see more. Of twice as many runs as threads, a thread takes one from the middle outwards to either side,
+// so that each sees as much as the others; the last thread the outermost, so that the last columns stay the last.
+void fold(const Session& session, Column* columns, int count) {
+  const int num_threads = session.team.size();
+  Column* out = session.folded;
+  for (int thread = 0; thread < num_threads; ++thread) {
+    for (int run : {num_threads - 1 - thread, num_threads + thread}) {
+      const Range own = split(count, 2 * num_threads, run);
+      out = std::copy(columns + own.begin, columns + own.end, out);
+    }
+  }
+  std::copy(session.folded, out, columns);
+}
+
 void run_blocks(Session& session, Call& call, int thread) {
   const int num_threads = session.team.size();
   for (int first = 0, next; first < call.num_columns; first = next) {
-    const int left = call.num_columns - first;
-    const bool apart = session.can_go_apart() && left >= num_threads * kLeastApart;
-    next = first + std::min(left, apart ? kApartColumns : kBlockColumns);
-    Range columns = {first, next};
+    auto [columns, apart] = block_at(session, first, call.num_columns);
+    next = columns.end;
     if (apart) {
       const Range own = split(columns.size(), num_threads, thread);
       columns = {first + own.begin, first + own.end};
@@ -73,6 +97,12 @@ void forward(Session& session, const int32_t* tokens, const int32_t* sequences, 
   session.cancelled.store(false, std::memory_order_relaxed);
   const bool adapted = std::any_of(session.call_columns, session.call_columns + num_tokens,
                                    [](const Column& column) { return column.adapter != nullptr; });
+  // no thread takes fewer than kLeastApart, so the last half of that is one run
+  for (int first = 0; first < num_tokens && num_logits <= kLeastApart / 2;) {
+    const auto [columns, apart] = block_at(session, first, num_tokens);
+    if (apart) fold(session, session.call_columns + first, columns.size());
+    first = columns.end;
+  }
   Call call{session.call_columns, num_tokens, logits, num_logits, adapted};
   session.team.run([&](int thread) { run_blocks(session, call, thread); });
   const bool cancelled = call.cancelled[0] || call.cancelled[1];

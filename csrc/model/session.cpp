@@ -66,6 +66,7 @@ void Session::lay_out() {
   }
   take_rope_tables();
   call_columns = arena_.take<Column>(times(static_cast<size_t>(num_sequences), static_cast<size_t>(max_context)));
+  folded = arena_.take<Column>(can_go_apart() ? kApartColumns : 0);
   take_cache();
 }
 

@@ -15,7 +15,7 @@ namespace penjing {
 // Prompts go through the layers in blocks of at most this many columns: enough that a panel unpacked once serves many
 // columns, few enough that a block's activations stay in the L2 cache.
 constexpr int kBlockColumns = 128;
-// Two to four threads take the columns of a long prompt apart, so many at a time: nobody reads what another wrote, keys
+// Two to four threads take columns of a long prompt apart, so many at a time: nobody reads what another wrote, keys
 // and values apart, and they meet once a layer instead of ten times (docs/engine.md, Threads).
 constexpr int kApartColumns = 256;
 // Fewer columns a thread are not worth that each unpacks every panel.
@@ -97,6 +97,7 @@ struct Session {
 
   std::vector<Block> blocks;  // the first of kBlockColumns, shared by all threads; where threads go apart, one for each
   Column* call_columns;       // [num_sequences * max_context] of the call under way
+  Column* folded;             // [kApartColumns], where threads go apart
   std::vector<ThreadBuffers> threads;
   std::vector<RopeTable> ropes;
   std::vector<KvHead> kv;                // [sequence][layer][kv head]
