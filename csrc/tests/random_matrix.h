@@ -176,8 +176,8 @@ struct RandomCache {
   RandomCache(const RandomCache&) = delete;
 
   int capacity;
-  std::vector<uint8_t> keys, values;
-  std::vector<float> key_scales, value_scales;
+  AlignedVector<uint8_t> keys, values;
+  AlignedVector<float> key_scales, value_scales;
   KvHead head;
 };
 
