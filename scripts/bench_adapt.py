@@ -188,7 +188,7 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
             points = row["validation_curve"]
             name = f"{row['task']}, {row['method']}, {row['minutes']:g} min"
             axes.plot([point["step"] for point in points], [point["loss"] for point in points], label=name)
-    axes.set(xlabel="step", ylabel="validation loss (nats)")
+    axes.set(xlabel="step", ylabel="validation loss (nats)", yscale="log")
     axes.legend()
     figure.savefig(path, dpi=120)
 

@@ -1,6 +1,7 @@
 """LISA: all layers take turns, a few at a time are trained, so that most need no gradients (arXiv:2403.17919).
 
-The paper draws layers at random; here a seeded order is gone through again and again, so that none is left out.
+The paper draws layers at random; here a seeded order is gone through again and again, so that none is left out unless
+training ends before its first turn.
 """
 
 from __future__ import annotations

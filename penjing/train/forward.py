@@ -74,7 +74,8 @@ def _after_prompt(model: Any, flat: Flat) -> Tensor:
     sizes = flat.size_D.tolist()
     token_DT = nn.utils.rnn.pad_sequence([*torch.split(flat.token_N, sizes)], batch_first=True)
     real_DT = torch.arange(token_DT.shape[1], device=token_DT.device) < flat.size_D[:, None]
-    out = model(input_ids=token_DT, attention_mask=real_DT.long(), output_hidden_states=True, logits_to_keep=1)
+    none = torch.zeros(0, dtype=torch.long, device=token_DT.device)  # of one a row torch would copy the head for each
+    out = model(input_ids=token_DT, attention_mask=real_DT.long(), output_hidden_states=True, logits_to_keep=none)
     hidden_DTH: Tensor = out.hidden_states[-1][:, -token_DT.shape[1] :]
     return hidden_DTH[real_DT]
 

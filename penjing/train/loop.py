@@ -107,7 +107,8 @@ class _Record:
     seconds: float = 0.0
     curve: list[dict[str, float]] = field(default_factory=list)
     validation: list[dict[str, float]] = field(default_factory=list)
-    touched: list[str] = field(default_factory=list)  # parameters that had a gradient
+    asked: list[str] = field(default_factory=list)  # parameters that a step was to train: LISA's take turns
+    touched: list[str] = field(default_factory=list)  # those that had a gradient
     stopped_by: str = ""
 
     @property
@@ -302,6 +303,8 @@ class _Run:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.step()
+        asked = (name for name, p in self.parameters.items() if p.requires_grad)
+        self.record.asked = sorted({*self.record.asked, *asked})
         self.record.touched = sorted({*self.record.touched, *grads})
         self.record.curve.append({"step": step + 1, "loss": loss, "norm": norm, "lr": rate})
 
@@ -342,7 +345,7 @@ class _Run:
         """Judge what training did, and leave the best weights in the model."""
         self._validate_at(self.record.step)
         self._save()
-        health.check_gradients([name for name in self.parameters if name not in self.record.touched])
+        health.check_gradients([name for name in self.record.asked if name not in self.record.touched])
         if self.validate is not None and self.record.best_step != self.record.step:
             state.load_tensors(self.best_file, {name: p.data for name, p in self.parameters.items()})
         after, frozen = state.digest_all(self.parameters.items()), state.digest_all(self._frozen())

@@ -71,6 +71,13 @@ def test_it_begins_as_the_base_model(bench, method):
     torch.testing.assert_close(bench.logits(adapted.model), base_BTV, rtol=0, atol=slack)
 
 
+def test_training_may_end_before_a_layer_had_its_turn(bench):
+    adapted = bench.prepare("lisa", active=1, every=10, steps=2)
+    outcome = bench.train(adapted, steps=2)
+    waiting = {name.split(".")[2] for name in outcome.unchanged}
+    assert len(waiting) == 2 and len(outcome.unchanged) == 2 * len(_trained(adapted.model)) / 3
+
+
 @pytest.mark.parametrize("method", SINGLE)
 def test_training_changes_what_it_says_and_nothing_else(bench, method):
     adapted = bench.prepare(method, **SETTINGS.get(method, {}), steps=12)
