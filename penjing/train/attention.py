@@ -21,6 +21,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from penjing.errors import PenjingError
+from penjing.train import causal as blocks
 
 NAME = "penjing_documents"
 
@@ -109,6 +110,8 @@ def attend(
     def one(group: Group, query_GALE: Tensor, key_GKLE: Tensor, value_GKLE: Tensor) -> Tensor:
         mask_LL = _window_mask(group.index_GL.shape[1], sliding_window, query_GALE.device) if causal else None
         filled_G1L = None if causal or group.real_M is None else _filled(group)
+        if causal and mask_LL is None and not dropout and blocks.is_faster(query_GALE, value_GKLE):
+            return blocks.attention(query_GALE, key_GKLE, value_GKLE, scaling)
         return scaled_dot_product_attention(
             query_GALE,
             key_GKLE,

@@ -75,7 +75,8 @@ def test_training_may_end_before_a_layer_had_its_turn(bench):
     adapted = bench.prepare("lisa", active=1, every=10, steps=2)
     outcome = bench.train(adapted, steps=2)
     waiting = {name.split(".")[2] for name in outcome.unchanged}
-    assert len(waiting) == 2 and len(outcome.unchanged) == 2 * len(_trained(adapted.model)) / 3
+    assert len(waiting) == 2
+    assert len(outcome.unchanged) == 2 * len(_trained(adapted.model)) / 3
 
 
 @pytest.mark.parametrize("method", SINGLE)
