@@ -2,9 +2,6 @@
 namespace penjing {
 namespace {
 
-inline int least(int a, int b) { return a < b ? a : b; }
-inline int most(int a, int b) { return a > b ? a : b; }
-
 inline Span span_at(int start, int place, int first, int last) {
   return {start, place, most(first - start, 0), least(last - start + 1, kSpan)};
 }

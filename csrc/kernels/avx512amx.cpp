@@ -12,6 +12,8 @@
 #include "kernels/maths.inl"
 #include "kernels/vectors.inl"
 #include "kernels/linear_float.inl"
+#include "kernels/unpack.inl"
+#include "kernels/linear_direct.inl"
 #include "kernels/linear_codes.inl"
 // clang-format on
 
@@ -49,8 +51,6 @@ struct alignas(64) TileSums {
   int32_t lane[COLUMNS][kLanes];
 };
 
-inline int least(int a, int b) { return a < b ? a : b; }
-
 // The compiler does not know what memory tiles are loaded from.
 inline void memory_fence() { asm volatile("" ::: "memory"); }
 
@@ -70,9 +70,9 @@ void unpack_panel_signed(const Matrix& w, int panel, uint8_t* out) {
   for (int g = 0; g < w.num_groups; ++g, packed.end_group()) {
     if (zeros) zero = _mm512_mullo_epi32(load_u8(zeros + g * kLanes), _mm512_set1_epi32(0x01010101));
     for (int u = 0; u < w.stride / kUnit; ++u, out += 256) {
-      Codes unit[4];
-      packed.unpack(u, unit);
-      for (int k = 0; k < 4; ++k) store_codes(out + 64 * k, _mm512_sub_epi8(unit[k], zero));
+      packed.turn_to(u);
+#pragma GCC unroll 4
+      for (int k = 0; k < 4; ++k) store_codes(out + 64 * k, _mm512_sub_epi8(packed.block(k), zero));
     }
   }
 }

@@ -7,6 +7,8 @@
 #include "kernels/quantize.inl"
 #include "kernels/linear_float.inl"
 #include "kernels/row_dots.inl"
+#include "kernels/unpack.inl"
+#include "kernels/linear_direct.inl"
 #include "kernels/linear_codes.inl"
 #include "kernels/cache.inl"
 #include "kernels/softmax.inl"

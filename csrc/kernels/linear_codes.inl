@@ -1,179 +1,19 @@
 // Matrices of integer codes times 8-bit activations.
 //
-// Few columns: codes are unpacked in registers, every packed byte is read once. Many columns: a pair of panels is
-// unpacked to bytes, its scales to floats, in scratch, which stays in the nearest cache while tiles of columns pass by.
-// Either way a row
-// and column gets the same float operations in the same order.
+// Few columns: codes are unpacked in registers, for a run of columns at a time. Many columns: a pair of panels is unpacked
+// to bytes, its scales to floats, in scratch, which stays in the nearest cache while tiles of columns pass by. Either way
+// a row and column gets the same float operations in the same order.
 namespace penjing {
 namespace {
-
-constexpr int kUnitBytes = kUnit * kLanes;  // of unpacked codes
-constexpr int kChains = 4;  // independent integer sums, which hide the latency of dot when there is one column
-
-// How codes are stored, as a template argument: uniform codes are their number of bits, books that and kBook.
-constexpr int kTernary = 16, kBook = 32;
-constexpr int stored_bits(int form) { return form > kBook ? form - kBook : form; }
-constexpr bool is_ternary(int form) { return form == kTernary; }
-constexpr bool is_book(int form) { return form > kBook; }
-// Bits of a code when it is unpacked to a byte: what dot must expect.
-constexpr int unpacked_bits(int form) { return is_book(form) ? 8 : form == 1 || is_ternary(form) ? 2 : form; }
-
-template <int BITS>
-constexpr size_t group_bytes(int stride) {
-  return static_cast<size_t>(stride) * kLanes * BITS / 8;
-}
-
-// The 16 inputs of unit `unit` in a packed group, a byte a code; of 1 bit twice the code.
-template <int BITS>
-inline void unpack(const uint8_t* group, int stride, int unit, Codes* c) {
-  const size_t u = static_cast<size_t>(unit);
-  if constexpr (BITS == 8) {
-    for (int k = 0; k < 4; ++k) c[k] = load_codes(group + 256 * u + 64 * k);
-  }
-  if constexpr (BITS == 4 || BITS == 5 || BITS == 6) unpack4(group + 128 * u, c);
-  if constexpr (BITS == 5) add_plane1<16>(group + group_bytes<4>(stride) + 32 * u, c);
-  if constexpr (BITS == 6) add_plane2<16>(group + group_bytes<4>(stride) + 64 * u, c);
-  if constexpr (BITS == 2 || BITS == 3) unpack2(group + 64 * u, c);
-  if constexpr (BITS == 3) add_plane1<4>(group + group_bytes<2>(stride) + 32 * u, c);
-  if constexpr (BITS == 1) {
-    for (int k = 0; k < 4; ++k) c[k] = same_codes(0);
-    add_plane1<2>(group + 32 * u, c);
-  }
-}
-
-// One unit's blocks in the last four digits of 64 bytes.
-inline void unpack_ternary(const uint8_t* p, Codes* c) {
-  Codes left = times_three(load_ternary(p));
-  for (int k = 0; k < 4; ++k) {
-    c[k] = first_digit(left);
-    if (k < 3) left = times_three(left);
-  }
-}
-
-// A unit's blocks in the first digits of four times 64 bytes.
-inline void unpack_fifth(const uint8_t* p, Codes* c) {
-  for (int k = 0; k < 4; ++k) c[k] = first_digit(load_ternary(p + 64 * k));
-}
-
-// Walks the units of a panel in the order in which they lie and gives a byte a code. Less its zero point (`zeros`, or
-// symmetric_zero) a code is what it stands for: those of a book are its entries + 128, of 1 bit they are 0 and 2.
-template <int FORM>
-class Cursor {
- public:
-  Cursor(const Matrix& w, int panel) : at_(w.data + panel * w.panel_bytes), stride_(w.stride) {
-    if constexpr (is_book(FORM)) book_ = load_book(w.book, 1 << stored_bits(FORM));
-  }
-
-  // Unit `unit` of this group; each is asked for once, in order.
-  void unpack(int unit, Codes* c) {
-    if constexpr (is_ternary(FORM)) return next_ternary(c);
-    constexpr int kBytes = kUnit * kLanes * stored_bits(FORM) / 8;
-    prefetch_ahead(at_ + unit * kBytes, kBytes);
-    penjing::unpack<stored_bits(FORM)>(at_, stride_, unit, c);
-    if constexpr (is_book(FORM)) {
-      for (int k = 0; k < 4; ++k) c[k] = look_up(book_, c[k]);
-    }
-  }
-
-  void end_group() {
-    if constexpr (!is_ternary(FORM)) at_ += group_bytes<stored_bits(FORM)>(stride_);
-  }
-
- private:
-  void next_ternary(Codes* c) {
-    if (place_ == kTernaryUnits - 1) {
-      place_ = 0;
-      return unpack_fifth(at_ - 256, c);
-    }
-    ++place_;
-    prefetch_ahead(at_, 64);
-    unpack_ternary(at_, c);
-    at_ += 64;
-  }
-
-  const uint8_t* at_;  // the group; of ternary codes the unit
-  int stride_, place_ = 0;
-  Codes book_;
-};
-
-// What a group's sums lack, over the sum of its activations: what dot left out, less the zero points.
-template <int WIDTH, bool ZEROS>
-inline Ints correction_of(const Matrix& w, size_t group) {
-  if constexpr (ZEROS) return sub(ints(code_offset(WIDTH)), load_u8(w.zeros + group * kLanes));
-  return ints(0);
-}
-
-// The same for all rows, where there are no zero points.
-template <int WIDTH>
-inline int32_t shared_correction(const Matrix& w) {
-  return code_offset(WIDTH) - symmetric_zero(w);
-}
-
-template <bool ZEROS>
-inline Ints first_sum(Ints correction, int32_t shared, int32_t sum_x) {
-  if constexpr (ZEROS) return mul(correction, ints(sum_x));
-  return ints(shared * sum_x);  // one product for all rows of all panels
-}
-
-// --- few columns
-
-template <int FORM, int COLUMNS, bool ZEROS>
-void direct_panel(const Matrix& w, int panel, const QuantizedColumns& x, int column, float* y, size_t ld_y) {
-  constexpr int kSums = COLUMNS == 1 ? kChains : COLUMNS == 2 ? 2 : 1;
-  const size_t ld_x = static_cast<size_t>(w.num_groups) * w.stride;
-  constexpr int kWidth = unpacked_bits(FORM);
-  const int32_t shared = shared_correction<kWidth>(w);
-  Cursor<FORM> packed(w, panel);
-  const int8_t* code = x.code + column * ld_x;
-  const float* scale = x.scale + static_cast<size_t>(column) * w.num_groups;
-  const int32_t* sum = x.sum + static_cast<size_t>(column) * w.num_groups;
-  Floats acc[COLUMNS];
-  for (int c = 0; c < COLUMNS; ++c) acc[c] = all(0.0f);
-
-  for (int g = 0; g < w.num_groups; ++g, packed.end_group(), code += w.stride) {
-    const size_t group = static_cast<size_t>(panel) * w.num_groups + g;
-    const Floats scale_w = load_scales(w, group);
-    const Ints correction = correction_of<kWidth, ZEROS>(w, group);
-    Ints total[COLUMNS][kSums];
-    for (int c = 0; c < COLUMNS; ++c) {
-      total[c][0] = first_sum<ZEROS>(correction, shared, sum[static_cast<size_t>(c) * w.num_groups + g]);
-      for (int k = 1; k < kSums; ++k) total[c][k] = ints(0);
-    }
-    for (int u = 0; u < w.stride / kUnit; ++u) {
-      Codes unit[4];
-      packed.unpack(u, unit);
-      for (int c = 0; c < COLUMNS; ++c) dot<kWidth, 4, kSums>(total[c], unit, code + c * ld_x + kUnit * u);
-    }
-    for (int c = 0; c < COLUMNS; ++c) {
-      for (int k = 1; k < kSums; ++k) total[c][0] = add(total[c][0], total[c][k]);
-      const Floats both = mul(scale_w, all(scale[static_cast<size_t>(c) * w.num_groups + g]));
-      acc[c] = fma(to_floats(total[c][0]), both, acc[c]);
-    }
-  }
-  const Floats bias = panel_bias(w, panel);
-  for (int c = 0; c < COLUMNS; ++c) {
-    store(y + (column + c) * ld_y + static_cast<size_t>(panel) * kLanes, w.bias ? add(acc[c], bias) : acc[c]);
-  }
-}
-
-template <int FORM, int COLUMNS, bool ZEROS>
-void direct_columns(const Matrix& w, int panel, const QuantizedColumns& x, int column, int end, float* y, size_t ld_y) {
-  for (; column + COLUMNS <= end; column += COLUMNS) direct_panel<FORM, COLUMNS, ZEROS>(w, panel, x, column, y, ld_y);
-  if constexpr (COLUMNS > 1) {
-    if (column < end) direct_columns<FORM, COLUMNS / 2, ZEROS>(w, panel, x, column, end, y, ld_y);
-  }
-}
-
-// --- many columns
 
 template <int FORM>
 void unpack_panel(const Matrix& w, int panel, uint8_t* out) {
   Cursor<FORM> packed(w, panel);
   for (int g = 0; g < w.num_groups; ++g, packed.end_group()) {
     for (int u = 0; u < w.stride / kUnit; ++u, out += 256) {
-      Codes unit[4];
-      packed.unpack(u, unit);
-      for (int k = 0; k < 4; ++k) store_codes(out + 64 * k, unit[k]);
+      packed.turn_to(u);
+#pragma GCC unroll 4
+      for (int k = 0; k < 4; ++k) store_codes(out + 64 * k, packed.block(k));
     }
   }
 }
@@ -305,14 +145,11 @@ void tile_panels(const Matrix& w, int panel, const QuantizedColumns& x, int num_
   tile_columns<kWidth, PANELS, kTileColumns, ZEROS>(w, panel, unpacked, x, 0, num_columns, y, ld_y);
 }
 
-// --- both
-
 template <int FORM, bool ZEROS>
 void codes_panels(const Matrix& w, int begin, int end, const QuantizedColumns& x, int num_columns, float* y,
                   size_t ld_y, uint8_t* scratch) {
-  if (num_columns <= kDirectColumns) {
-    for (; begin < end; ++begin) direct_columns<FORM, kDirectColumns, ZEROS>(w, begin, x, 0, num_columns, y, ld_y);
-    return;
+  if (num_columns <= kDirectRuns * kDirectColumns && end - begin >= panels_at_once(num_columns)) {
+    return direct<FORM, ZEROS>(w, begin, end, x, num_columns, y, ld_y);
   }
   for (; begin + kTilePanels <= end; begin += kTilePanels) {
     tile_panels<FORM, kTilePanels, ZEROS>(w, begin, x, num_columns, y, ld_y, scratch);

@@ -11,7 +11,7 @@ namespace {
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
-constexpr int kColumnCounts[] = {1, 2, 3, 5, 6, 7, 8, 13, 16, 33};
+constexpr int kColumnCounts[] = {1, 2, 3, 4, 5, 6, 7, 8, 9, 13, 16, 28, 33};
 constexpr int kMostColumns = 33;
 
 float half_value(uint16_t half) {
