@@ -4,8 +4,8 @@
 namespace penjing {
 namespace {
 
-constexpr int kTilePanels = 1, kTileColumns = 3, kTileVectors = 2, kDirectPanels = 1, kDirectColumns = 2,
-              kDirectRuns = 1;  // linear_codes
+constexpr int kTilePanels = 1, kTileColumns = 3, kTileVectors = 2;  // linear_codes
+constexpr int kDirectColumns = 2, kDirectRuns = 1;                  // linear_direct
 constexpr bool kColumnPairs = false;
 
 // 8-bit codes less 128 are signed; up to 6 bits they stay as they are.

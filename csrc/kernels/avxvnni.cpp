@@ -4,8 +4,8 @@
 namespace penjing {
 namespace {
 
-constexpr int kTilePanels = 1, kTileColumns = 6, kTileVectors = 1, kDirectPanels = 1, kDirectColumns = 4,
-              kDirectRuns = 1;  // linear_codes
+constexpr int kTilePanels = 1, kTileColumns = 6, kTileVectors = 1;  // linear_codes
+constexpr int kDirectColumns = 4, kDirectRuns = 1;                  // linear_direct
 constexpr bool kColumnPairs = false;
 
 constexpr int code_offset(int) { return 0; }

@@ -148,7 +148,7 @@ void tile_panels(const Matrix& w, int panel, const QuantizedColumns& x, int num_
 template <int FORM, bool ZEROS>
 void codes_panels(const Matrix& w, int begin, int end, const QuantizedColumns& x, int num_columns, float* y,
                   size_t ld_y, uint8_t* scratch) {
-  if (num_columns <= kDirectRuns * kDirectColumns && end - begin >= panels_at_once(num_columns)) {
+  if (num_columns <= kDirectRuns * kDirectColumns) {
     return direct<FORM, ZEROS>(w, begin, end, x, num_columns, y, ld_y);
   }
   for (; begin + kTilePanels <= end; begin += kTilePanels) {

@@ -6,9 +6,9 @@
 namespace penjing {
 namespace {
 
-constexpr int kTilePanels = 1, kTileColumns = 4, kDirectPanels = 1, kDirectColumns = 2,
-              kDirectRuns = 1;   // linear_codes
-constexpr int kTileVectors = 2;  // 8 inputs
+constexpr int kTilePanels = 1, kTileColumns = 4;    // linear_codes
+constexpr int kDirectColumns = 2, kDirectRuns = 1;  // linear_direct
+constexpr int kTileVectors = 2;                     // 8 inputs
 constexpr bool kColumnPairs = true;
 
 constexpr int code_offset(int) { return 0; }

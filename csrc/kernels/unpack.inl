@@ -54,12 +54,7 @@ inline void unpack_fifth(const uint8_t* p, Codes* c) {
 template <int FORM>
 class Cursor {
  public:
-  Cursor() = default;
-  // panels: how many are walked side by side. They lie one after the other, so each looks ahead to where the next of
-  // them begin.
-  Cursor(const Matrix& w, int panel, size_t panels = 1)
-      : at_(w.data + panel * w.panel_bytes), stride_(w.stride), ahead_(kPrefetchBytes) {
-    if (panels > 1) ahead_ = (kPrefetchBytes / (panels * w.panel_bytes) + 1) * panels * w.panel_bytes;
+  Cursor(const Matrix& w, int panel) : at_(w.data + panel * w.panel_bytes), stride_(w.stride) {
     if constexpr (is_book(FORM)) book_ = load_book(w.book, 1 << stored_bits(FORM));
   }
 
@@ -67,7 +62,7 @@ class Cursor {
   void turn_to(int unit) {
     if constexpr (is_ternary(FORM)) return next_ternary();
     constexpr int kBytes = kUnit * kLanes * stored_bits(FORM) / 8;
-    prefetch_ahead(at_ + unit * kBytes, kBytes, ahead_);
+    prefetch_ahead(at_ + unit * kBytes, kBytes);
     unit_ = unit;
   }
 
@@ -90,14 +85,13 @@ class Cursor {
       return unpack_fifth(at_ - 256, digits_);
     }
     ++place_;
-    prefetch_ahead(at_, 64, ahead_);
+    prefetch_ahead(at_, 64);
     unpack_ternary(at_, digits_);
     at_ += 64;
   }
 
   const uint8_t* at_;  // the group; of ternary codes the unit
   int stride_, unit_ = 0, place_ = 0;
-  size_t ahead_;
   Codes book_, digits_[4];
 };
 
