@@ -70,9 +70,10 @@ void unpack_panel_signed(const Matrix& w, int panel, uint8_t* out) {
   for (int g = 0; g < w.num_groups; ++g, packed.end_group()) {
     if (zeros) zero = _mm512_mullo_epi32(load_u8(zeros + g * kLanes), _mm512_set1_epi32(0x01010101));
     for (int u = 0; u < w.stride / kUnit; ++u, out += 256) {
+      Codes unit[4];
       packed.turn_to(u);
-#pragma GCC unroll 4
-      for (int k = 0; k < 4; ++k) store_codes(out + 64 * k, _mm512_sub_epi8(packed.block(k), zero));
+      packed.blocks(unit);
+      for (int k = 0; k < 4; ++k) store_codes(out + 64 * k, _mm512_sub_epi8(unit[k], zero));
     }
   }
 }

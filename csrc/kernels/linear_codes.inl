@@ -11,9 +11,10 @@ void unpack_panel(const Matrix& w, int panel, uint8_t* out) {
   Cursor<FORM> packed(w, panel);
   for (int g = 0; g < w.num_groups; ++g, packed.end_group()) {
     for (int u = 0; u < w.stride / kUnit; ++u, out += 256) {
+      Codes unit[4];
       packed.turn_to(u);
-#pragma GCC unroll 4
-      for (int k = 0; k < 4; ++k) store_codes(out + 64 * k, packed.block(k));
+      packed.blocks(unit);
+      for (int k = 0; k < 4; ++k) store_codes(out + 64 * k, unit[k]);
     }
   }
 }

@@ -4,19 +4,22 @@ namespace {
 
 constexpr int kChains = 4;  // independent integer sums, which hide the latency of dot when there is one column
 
-// 16 inputs of a panel. Of few columns each has its dots one after the other; of many a block meets all columns as soon as
-// it is unpacked, so that few blocks are in registers.
+// 16 inputs of a panel. Of few columns each has its dots one after the other. Of many a block meets all columns as soon as
+// it is unpacked, so that few blocks are in registers: the compiler leaves out the three that are not used.
 template <int WIDTH, int COLUMNS, int SUMS, int FORM>
 inline void dot_unit(Ints (&total)[COLUMNS][SUMS], const Cursor<FORM>& packed, const int8_t* x, size_t ld_x) {
-  constexpr int kVectors = COLUMNS <= kChains ? 4 : 1;
+  Codes c[4];
+  if constexpr (COLUMNS <= kChains) {
+    packed.blocks(c);
+    for (int column = 0; column < COLUMNS; ++column) dot<WIDTH, 4, SUMS>(total[column], c, x + column * ld_x);
+  } else {
 #pragma GCC unroll 4
-  for (int k = 0; k < 4; k += kVectors) {
-    Codes c[kVectors];
-#pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v) c[v] = packed.block(k + v);
+    for (int k = 0; k < 4; ++k) {
+      packed.blocks(c);
 #pragma GCC unroll 8
-    for (int column = 0; column < COLUMNS; ++column) {
-      dot<WIDTH, kVectors, SUMS>(total[column], c, x + column * ld_x + 4 * k);
+      for (int column = 0; column < COLUMNS; ++column) {
+        dot<WIDTH, 1, SUMS>(total[column], c + k, x + column * ld_x + 4 * k);
+      }
     }
   }
 }

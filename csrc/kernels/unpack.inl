@@ -66,12 +66,16 @@ class Cursor {
     unit_ = unit;
   }
 
-  // Block k of 4 inputs. Each is unpacked where it is asked for, so that few are in registers.
-  Codes block(int k) const {
-    if constexpr (is_ternary(FORM)) return digits_[k];
-    Codes c[4];
-    unpack<stored_bits(FORM)>(at_, stride_, unit_, c);
-    return is_book(FORM) ? look_up(book_, c[k]) : c[k];
+  // Its four blocks.
+  void blocks(Codes* c) const {
+    if constexpr (is_ternary(FORM)) {
+      for (int k = 0; k < 4; ++k) c[k] = digits_[k];
+    } else {
+      unpack<stored_bits(FORM)>(at_, stride_, unit_, c);
+    }
+    if constexpr (is_book(FORM)) {
+      for (int k = 0; k < 4; ++k) c[k] = look_up(book_, c[k]);
+    }
   }
 
   void end_group() {
