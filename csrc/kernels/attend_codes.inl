@@ -2,6 +2,10 @@
 //
 // A query's head becomes codes with one scale, and so do its softmax weights of a span, each times the scale of its
 // value. Sums are integers, so every instruction set and every tile gives the same bits here too.
+//
+// A CPU looks less far ahead than a span is long, so what can be done at the same time stands side by side: the steps of a
+// span's softmax between the dot products of the span before, and the codes of weights, a long chain of steps, before the
+// next scores.
 namespace penjing {
 namespace {
 
@@ -22,6 +26,7 @@ inline void code_queries(const QueryTile<QUERIES>& tile, int head_dim, CodedQuer
     int32_t sum;
     const float* q = tile.q + r * tile.ld_q;
     quantize_group(rounding_of(q, head_dim), q, head_dim, out.code + r * out.ld, &out.scale[r], &sum);
+    out.scale[r] *= kLog2E;
     out.first_sum[r] = first_code_sum(sum);
   }
 }
@@ -81,9 +86,9 @@ inline void code_weights(const QueryTile<QUERIES>& tile, const Weights<QUERIES>&
 }
 
 // acc += weights * values for VECTORS vectors of 16 dimensions from d on; values: of the span.
-template <int QUERIES, int VECTORS>
+template <int VECTORS, int QUERIES, class Beside>
 inline void add_coded_values(QueryTile<QUERIES>& tile, const CodedWeights<QUERIES>& weights, const uint8_t* values,
-                             const Span& span, int d) {
+                             const Span& span, int d, Beside& beside) {
   const size_t block_bytes = tile.ld_acc * kLanes;
   const int block = span.block(), num_blocks = span.block_end() - block;
   Ints total[VECTORS][QUERIES];
@@ -91,7 +96,8 @@ inline void add_coded_values(QueryTile<QUERIES>& tile, const CodedWeights<QUERIE
     for (int v = 0; v < VECTORS; ++v) total[v][r] = ints(weights.first_sum[r]);
   }
   const uint8_t* units = values + block * block_bytes + static_cast<size_t>(d) * kLanes;
-  dot_units<dot_width(8)>(total, units, kUnitBytes, block_bytes, num_blocks, weights.code[0] + block * kLanes, kSpan);
+  dot_units<dot_width(8)>(total, units, kUnitBytes, block_bytes, num_blocks, weights.code[0] + block * kLanes, kSpan,
+                          beside);
   for (int r = 0; r < QUERIES; ++r) {
     for (int v = 0; v < VECTORS; ++v) {
       float* acc = tile.acc + r * tile.ld_acc + d + v * kLanes;
@@ -100,15 +106,43 @@ inline void add_coded_values(QueryTile<QUERIES>& tile, const CodedWeights<QUERIE
   }
 }
 
-template <int QUERIES>
+template <int QUERIES, class Beside>
 inline void value_coded_span(QueryTile<QUERIES>& tile, const CodedWeights<QUERIES>& weights, const uint8_t* values,
-                             const Span& span) {
+                             const Span& span, Beside&& beside) {
   const int dims = static_cast<int>(tile.ld_acc);
   int d = 0;
   for (; d + kValueVectors * kLanes <= dims; d += kValueVectors * kLanes) {
-    add_coded_values<QUERIES, kValueVectors>(tile, weights, values, span, d);
+    add_coded_values<kValueVectors>(tile, weights, values, span, d, beside);
   }
-  for (; d < dims; d += kLanes) add_coded_values<QUERIES, 1>(tile, weights, values, span, d);
+  for (; d < dims; d += kLanes) add_coded_values<1>(tile, weights, values, span, d, beside);
+}
+
+template <int QUERIES>
+inline void attend_coded_spans(const KvHead& cache, int head_dim, QueryTile<QUERIES>& tile) {
+  CodedQueries<QUERIES> queries;
+  queries.code = reinterpret_cast<int8_t*>(tile.acc + QUERIES * tile.ld_acc);
+  queries.ld = tile.ld_acc;
+  code_queries(tile, head_dim, queries);
+  const auto values_of = [&](const Span& span) {
+    return static_cast<const uint8_t*>(cache.values) + static_cast<size_t>(span.place) * kv_row_bytes(PJ_I8, head_dim);
+  };
+  Weights<QUERIES> weights;
+  CodedWeights<QUERIES> coded;
+  Span span = tile.first_span(cache);
+  score_coded_span(queries, cache, span, weights);
+  ready_scores<PJ_I8>(tile, cache, span, weights, nullptr);
+  Weighing<PJ_I8, QUERIES>(tile, weights).finish();
+  code_weights(tile, weights, coded);
+  for (Span next = tile.span_after(cache, span); next.start <= tile.last_of_any; next = tile.span_after(cache, span)) {
+    score_coded_span(queries, cache, next, weights);
+    ready_scores<PJ_I8>(tile, cache, next, weights, coded.scale);
+    Weighing<PJ_I8, QUERIES> weighing(tile, weights);
+    value_coded_span(tile, coded, values_of(span), span, weighing);
+    weighing.finish();
+    code_weights(tile, weights, coded);
+    span = next;
+  }
+  value_coded_span(tile, coded, values_of(span), span, Alone());
 }
 
 }  // namespace

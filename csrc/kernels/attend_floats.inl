@@ -32,7 +32,7 @@ inline void score_blocks(const QueryTile<QUERIES>& tile, int head_dim, const uin
     }
   }
   for (int r = 0; r < QUERIES; ++r) {
-    for (int b = 0; b < BLOCKS; ++b) store(scores.of[r] + (block + b) * kLanes, score[r][b]);
+    for (int b = 0; b < BLOCKS; ++b) store(scores.of[r] + (block + b) * kLanes, mul(score[r][b], all(kLog2E)));
   }
 }
 
@@ -88,6 +88,19 @@ inline void value_span(QueryTile<QUERIES>& tile, const Weights<QUERIES>& weights
     add_values<KIND, QUERIES, 1, false>(tile, weights, head_dim, span_values, span, d);
   }
   if (d < head_dim) add_values<KIND, QUERIES, 1, true>(tile, weights, head_dim, span_values, span, d);
+}
+
+template <pj_kind KIND, int QUERIES>
+inline void attend_spans(const KvHead& cache, int head_dim, QueryTile<QUERIES>& tile) {
+  const size_t row_bytes = kv_row_bytes(KIND, head_dim);
+  Weights<QUERIES> weights;
+  for (Span span = tile.first_span(cache); span.start <= tile.last_of_any; span = tile.span_after(cache, span)) {
+    const size_t at = static_cast<size_t>(span.place) * row_bytes;
+    score_span<KIND>(tile, head_dim, static_cast<const uint8_t*>(cache.keys) + at, span, weights);
+    ready_scores<KIND>(tile, cache, span, weights, nullptr);
+    Weighing<KIND, QUERIES>(tile, weights).finish();
+    value_span<KIND>(tile, weights, head_dim, static_cast<const uint8_t*>(cache.values) + at, span);
+  }
 }
 
 }  // namespace

@@ -63,13 +63,19 @@ inline void dot_tile(Ints (&total)[PANELS][COLUMNS], const uint8_t* codes, size_
   }
 }
 
+// What stands between the units of a product, for the CPU to do at the same time: nothing.
+struct Alone {
+  void operator()() const {}
+};
+
 // The same of `num_units` times 16 inputs, whose codes lie `step` bytes apart.
-template <int WIDTH, int PANELS, int COLUMNS>
+template <int WIDTH, int PANELS, int COLUMNS, class Beside = Alone>
 inline void dot_units(Ints (&total)[PANELS][COLUMNS], const uint8_t* codes, size_t ld_codes, size_t step, int num_units,
-                      const int8_t* x, size_t ld_x) {
+                      const int8_t* x, size_t ld_x, Beside&& beside = {}) {
   if constexpr (kColumnPairs) each_pair(total, [](auto& a, auto& b) { to_squares(a, b); });
   for (int u = 0; u < num_units; ++u, codes += step, x += kUnit) {
-    dot_tile<WIDTH, PANELS, COLUMNS>(total, codes, ld_codes, x, ld_x);
+    beside();
+    dot_tile<WIDTH>(total, codes, ld_codes, x, ld_x);
   }
   if constexpr (kColumnPairs) each_pair(total, [](auto& a, auto& b) { from_squares(a, b); });
 }
