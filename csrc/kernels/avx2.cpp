@@ -7,6 +7,7 @@ namespace {
 constexpr int kTilePanels = 1, kTileColumns = 3, kTileVectors = 2;  // linear_codes
 constexpr int kDirectColumns = 2, kDirectRuns = 1;                  // linear_direct
 constexpr bool kColumnPairs = false;
+constexpr bool kEndByColumn = false;
 
 // 8-bit codes less 128 are signed; up to 6 bits they stay as they are.
 constexpr int code_offset(int width) { return width == 8 ? 128 : 0; }

@@ -7,6 +7,7 @@ namespace {
 constexpr int kTilePanels = 1, kTileColumns = 6, kTileVectors = 1;  // linear_codes
 constexpr int kDirectColumns = 4, kDirectRuns = 1;                  // linear_direct
 constexpr bool kColumnPairs = false;
+constexpr bool kEndByColumn = false;
 
 constexpr int code_offset(int) { return 0; }
 constexpr int dot_width(int) { return 4; }

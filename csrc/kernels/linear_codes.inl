@@ -80,14 +80,25 @@ inline void dot_units(Ints (&total)[PANELS][COLUMNS], const uint8_t* codes, size
   if constexpr (kColumnPairs) each_pair(total, [](auto& a, auto& b) { from_squares(a, b); });
 }
 
-// WIDTH: how many bits dot must expect.
+// The same 16 inputs of one column.
+template <int WIDTH, int PANELS, int COLUMNS>
+inline void dot_column(Ints (&total)[PANELS][COLUMNS], int column, const Codes (&codes)[PANELS][4], const int8_t* x) {
+#pragma GCC unroll 4
+  for (int k = 0; k < 4; k += kTileVectors) {
+#pragma GCC unroll 4
+    for (int p = 0; p < PANELS; ++p) dot<WIDTH, kTileVectors, 1>(&total[p][column], codes[p] + k, x + 4 * k);
+  }
+}
+
+// WIDTH: how many bits dot must expect. Where kEndByColumn says so, a group's last inputs meet one column after the other, so
+// that the float steps of a column are done beside the products of the next.
 template <int WIDTH, int PANELS, int COLUMNS, bool ZEROS>
 void tile(const Matrix& w, int panel, UnpackedPanels unpacked, const QuantizedColumns& x, int column, float* y,
           size_t ld_y) {
-  const size_t ld_x = static_cast<size_t>(w.num_groups) * w.stride;
+  const size_t groups = static_cast<size_t>(w.num_groups), ld_x = groups * w.stride;
   const int8_t* code = x.code + column * ld_x;
-  const float* scale = x.scale + static_cast<size_t>(column) * w.num_groups;
-  const int32_t* sum = x.sum + static_cast<size_t>(column) * w.num_groups;
+  const float* scale = x.scale + column * groups;
+  const int32_t* sum = x.sum + column * groups;
   const uint8_t* weight = unpacked.codes;
   const int32_t shared = shared_correction<WIDTH>(w);
   Floats acc[PANELS][COLUMNS];
@@ -97,21 +108,24 @@ void tile(const Matrix& w, int panel, UnpackedPanels unpacked, const QuantizedCo
   for (int g = 0; g < w.num_groups; ++g) {
     Ints total[PANELS][COLUMNS];
     for (int p = 0; p < PANELS; ++p) {
-      const Ints correction = correction_of<WIDTH, ZEROS>(w, static_cast<size_t>(panel + p) * w.num_groups + g);
-      for (int c = 0; c < COLUMNS; ++c) {
-        total[p][c] = first_sum<ZEROS>(correction, shared, sum[static_cast<size_t>(c) * w.num_groups + g]);
-      }
+      const Ints correction = correction_of<WIDTH, ZEROS>(w, (panel + p) * groups + g);
+      for (int c = 0; c < COLUMNS; ++c) total[p][c] = first_sum<ZEROS>(correction, shared, sum[c * groups + g]);
     }
     const int num_units = w.stride / kUnit;
-    dot_units<WIDTH>(total, weight, unpacked.ld, kUnitBytes, num_units, code, ld_x);
+    dot_units<WIDTH>(total, weight, unpacked.ld, kUnitBytes, kEndByColumn ? num_units - 1 : num_units, code, ld_x);
     weight += num_units * kUnitBytes;
     code += w.stride;
-    const float* scale_w = unpacked.scales + static_cast<size_t>(g) * kLanes;
-    const size_t ld_scales = static_cast<size_t>(w.num_groups) * kLanes;
+    Codes last[PANELS][4];
+    for (int p = 0; kEndByColumn && p < PANELS; ++p) {
+      for (int k = 0; k < 4; ++k) last[p][k] = load_codes(weight - kUnitBytes + p * unpacked.ld + 64 * k);
+    }
+#pragma GCC unroll 8
     for (int c = 0; c < COLUMNS; ++c) {
-      const Floats scale_x = all(scale[static_cast<size_t>(c) * w.num_groups + g]);
+      if constexpr (kEndByColumn) dot_column<WIDTH>(total, c, last, code - kUnit + c * ld_x);
+      const Floats scale_x = all(scale[c * groups + g]);
+#pragma GCC unroll 4
       for (int p = 0; p < PANELS; ++p) {
-        const Floats both = mul(load(scale_w + p * ld_scales), scale_x);
+        const Floats both = mul(load(unpacked.scales + (p * groups + g) * kLanes), scale_x);
         acc[p][c] = fma(to_floats(total[p][c]), both, acc[p][c]);
       }
     }

@@ -10,6 +10,7 @@ constexpr int kTilePanels = 1, kTileColumns = 4;    // linear_codes
 constexpr int kDirectColumns = 2, kDirectRuns = 1;  // linear_direct
 constexpr int kTileVectors = 2;                     // 8 inputs
 constexpr bool kColumnPairs = true;
+constexpr bool kEndByColumn = false;
 
 constexpr int code_offset(int) { return 0; }
 constexpr int dot_width(int) { return 4; }

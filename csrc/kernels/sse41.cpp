@@ -13,6 +13,7 @@ namespace {
 constexpr int kTilePanels = 1, kTileColumns = 2, kTileVectors = 2;  // linear_codes
 constexpr int kDirectColumns = 2, kDirectRuns = 1;                  // linear_direct
 constexpr bool kColumnPairs = false;
+constexpr bool kEndByColumn = false;
 constexpr int kFloatPanels = 1, kFloatColumns = 2;                  // linear_float
 constexpr int kQueryTile = 2, kScoreBlocks = 1, kValueVectors = 1;  // attend
 
