@@ -16,6 +16,7 @@ namespace {
 constexpr int kTilePanels = 2, kTileColumns = 5, kTileVectors = 1;  // linear_codes
 constexpr bool kEndByColumn = true;
 constexpr int kDirectColumns = 8, kDirectRuns = 4;  // linear_direct
+constexpr bool kUnrollGroups = true;
 constexpr bool kColumnPairs = false;
 constexpr int kFloatPanels = 4, kFloatColumns = 4;                  // linear_float
 constexpr int kQueryTile = 4, kScoreBlocks = 4, kValueVectors = 4;  // attend

@@ -64,7 +64,7 @@ inline int chunk_of(int stride) {
 // A panel's codes less their zero points, as signed bytes.
 template <int FORM>
 void unpack_panel_signed(const Matrix& w, int panel, uint8_t* out) {
-  Cursor<FORM> packed(w, panel);
+  Cursor<FORM> packed(w, panel, w.stride);
   const uint8_t* zeros = w.zeros ? w.zeros + static_cast<size_t>(panel) * w.num_groups * kLanes : nullptr;
   __m512i zero = _mm512_set1_epi8(static_cast<char>(symmetric_zero(w)));
   for (int g = 0; g < w.num_groups; ++g, packed.end_group()) {

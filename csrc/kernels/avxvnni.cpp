@@ -6,6 +6,7 @@ namespace {
 
 constexpr int kTilePanels = 1, kTileColumns = 6, kTileVectors = 1;  // linear_codes
 constexpr int kDirectColumns = 4, kDirectRuns = 1;                  // linear_direct
+constexpr bool kUnrollGroups = true;
 constexpr bool kColumnPairs = false;
 constexpr bool kEndByColumn = false;
 

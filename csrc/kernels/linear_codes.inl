@@ -8,7 +8,7 @@ namespace {
 
 template <int FORM>
 void unpack_panel(const Matrix& w, int panel, uint8_t* out) {
-  Cursor<FORM> packed(w, panel);
+  Cursor<FORM> packed(w, panel, w.stride);
   for (int g = 0; g < w.num_groups; ++g, packed.end_group()) {
     for (int u = 0; u < w.stride / kUnit; ++u, out += 256) {
       Codes unit[4];

@@ -24,18 +24,20 @@ inline void dot_unit(Ints (&total)[COLUMNS][SUMS], const Cursor<FORM>& packed, c
   }
 }
 
-template <int FORM, int COLUMNS, bool ZEROS>
+// UNITS: those of a group, 0 for any number.
+template <int FORM, int COLUMNS, bool ZEROS, int UNITS>
 void direct_panel(const Matrix& w, int panel, const QuantizedColumns& x, float* y, size_t ld_y) {
   constexpr int kSums = COLUMNS < kChains ? kChains / COLUMNS : 1;
   constexpr int kWidth = unpacked_bits(FORM);
   const size_t ld_x = static_cast<size_t>(w.num_groups) * w.stride;
   const int32_t shared = shared_correction<kWidth>(w);
   const int8_t* code = x.code;
-  Cursor<FORM> packed(w, panel);
+  const int num_units = UNITS ? UNITS : w.stride / kUnit, stride = num_units * kUnit;
+  Cursor<FORM> packed(w, panel, stride);
   Floats acc[COLUMNS];
   for (int c = 0; c < COLUMNS; ++c) acc[c] = all(0.0f);
 
-  for (int g = 0; g < w.num_groups; ++g, packed.end_group(), code += w.stride) {
+  for (int g = 0; g < w.num_groups; ++g, packed.end_group(), code += stride) {
     const size_t group = static_cast<size_t>(panel) * w.num_groups + g;
     const Floats scale_w = load_scales(w, group);
     const Ints correction = correction_of<kWidth, ZEROS>(w, group);
@@ -44,9 +46,15 @@ void direct_panel(const Matrix& w, int panel, const QuantizedColumns& x, float* 
       total[c][0] = first_sum<ZEROS>(correction, shared, x.sum[static_cast<size_t>(c) * w.num_groups + g]);
       for (int k = 1; k < kSums; ++k) total[c][k] = ints(0);
     }
-    for (int u = 0; u < w.stride / kUnit; ++u) {
+    const auto add_unit = [&](int u) {
       packed.turn_to(u);
       dot_unit<kWidth>(total, packed, code + kUnit * u, ld_x);
+    };
+    if constexpr (UNITS > 0) {
+#pragma GCC unroll 4
+      for (int u = 0; u < UNITS; ++u) add_unit(u);
+    } else {
+      for (int u = 0; u < num_units; ++u) add_unit(u);
     }
     for (int c = 0; c < COLUMNS; ++c) {
       for (int k = 1; k < kSums; ++k) total[c][0] = add(total[c][0], total[c][k]);
@@ -63,11 +71,15 @@ void direct_panel(const Matrix& w, int panel, const QuantizedColumns& x, float* 
 using DirectPanel = void (*)(const Matrix& w, int panel, const QuantizedColumns& x, float* y, size_t ld_y);
 
 template <int FORM, int COLUMNS, bool ZEROS>
-DirectPanel direct_panel_for(int num_columns) {
+DirectPanel direct_panel_for(int num_columns, int num_units) {
   if constexpr (COLUMNS > 1) {
-    if (num_columns < COLUMNS) return direct_panel_for<FORM, COLUMNS - 1, ZEROS>(num_columns);
+    if (num_columns < COLUMNS) return direct_panel_for<FORM, COLUMNS - 1, ZEROS>(num_columns, num_units);
   }
-  return direct_panel<FORM, COLUMNS, ZEROS>;
+  if constexpr (kUnrollGroups && !ZEROS && !is_ternary(FORM)) {
+    if (num_units == 2) return direct_panel<FORM, COLUMNS, ZEROS, 2>;
+    if (num_units == 4) return direct_panel<FORM, COLUMNS, ZEROS, 4>;
+  }
+  return direct_panel<FORM, COLUMNS, ZEROS, 0>;
 }
 
 // Runs of columns, as even as can be: the codes that the first of them reads are near for the others.
@@ -80,7 +92,8 @@ void direct(const Matrix& w, int begin, int end, const QuantizedColumns& x, int 
       const int columns = least_columns + (run < num_larger);
       const size_t groups = static_cast<size_t>(column) * w.num_groups;
       const QuantizedColumns part = {x.code + groups * w.stride, x.scale + groups, x.sum + groups};
-      direct_panel_for<FORM, kDirectColumns, ZEROS>(columns)(w, panel, part, y + column * ld_y, ld_y);
+      const DirectPanel run_panel = direct_panel_for<FORM, kDirectColumns, ZEROS>(columns, w.stride / kUnit);
+      run_panel(w, panel, part, y + column * ld_y, ld_y);
       column += columns;
     }
   }

@@ -6,6 +6,7 @@ namespace {
 
 constexpr int kTilePanels = 1, kTileColumns = 4, kTileVectors = 1;  // linear_codes
 constexpr int kDirectColumns = 2, kDirectRuns = 1;                  // linear_direct
+constexpr bool kUnrollGroups = false;
 constexpr bool kColumnPairs = false;
 constexpr bool kEndByColumn = false;
 

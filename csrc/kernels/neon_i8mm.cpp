@@ -8,7 +8,8 @@ namespace {
 
 constexpr int kTilePanels = 1, kTileColumns = 4;    // linear_codes
 constexpr int kDirectColumns = 2, kDirectRuns = 1;  // linear_direct
-constexpr int kTileVectors = 2;                     // 8 inputs
+constexpr bool kUnrollGroups = false;
+constexpr int kTileVectors = 2;  // 8 inputs
 constexpr bool kColumnPairs = true;
 constexpr bool kEndByColumn = false;
 

@@ -12,6 +12,7 @@ namespace {
 
 constexpr int kTilePanels = 1, kTileColumns = 2, kTileVectors = 2;  // linear_codes
 constexpr int kDirectColumns = 2, kDirectRuns = 1;                  // linear_direct
+constexpr bool kUnrollGroups = false;
 constexpr bool kColumnPairs = false;
 constexpr bool kEndByColumn = false;
 constexpr int kFloatPanels = 1, kFloatColumns = 2;                  // linear_float

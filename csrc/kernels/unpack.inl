@@ -54,7 +54,8 @@ inline void unpack_fifth(const uint8_t* p, Codes* c) {
 template <int FORM>
 class Cursor {
  public:
-  Cursor(const Matrix& w, int panel) : at_(w.data + panel * w.panel_bytes), stride_(w.stride) {
+  // stride: the matrix's, which the compiler may know better.
+  Cursor(const Matrix& w, int panel, int stride) : at_(w.data + panel * w.panel_bytes), stride_(stride) {
     if constexpr (is_book(FORM)) book_ = load_book(w.book, 1 << stored_bits(FORM));
   }
 
