@@ -96,13 +96,12 @@ struct Kernels {
   // Softmax attention of num_queries queries (already scaled by attention_scale) against one key-value head:
   // query r, at positions[r] (ascending, repeats allowed: heads that share keys and values), sees positions
   // (positions[r] - window, positions[r]], window 0: from 0. Spans of absolute positions in ascending order, running sum
-  // and a maximum that follows where a score is 16 above it: the split into calls does not matter. PJ_I8: a query
-  // becomes codes, as one group of quantize_columns, score = float(sum of products of codes) * (scale of the query *
-  // scale of the key); a span's weights, each times its value's scale, become codes in the same way, and their sum times
-  // their scale is added. Reads whole blocks of 16 positions, but nothing of what is not seen shows in the result, so a
-  // ring need only hold what is seen; of floats it reads no value before the first and none past the last. q, out: rows
-  // ld apart. scratch:
-  // attend_scratch_bytes(head_dim, num_queries) bytes of the calling thread.
+  // and a maximum that follows where a score, in powers of two, is 24 above it: the split into calls does not matter.
+  // PJ_I8: a query becomes codes, as one group of quantize_columns, score = float(sum of products of codes) * (scale of
+  // the query * scale of the key); a span's weights, each times its value's scale, become codes in the same way, and
+  // their sum times their scale is added. Reads whole blocks of 16 positions, but nothing of what is not seen shows in
+  // the result, so a ring need only hold what is seen; of floats it reads no value before the first and none past the
+  // last. q, out: rows ld apart. scratch: attend_scratch_bytes(head_dim, num_queries) bytes of the calling thread.
   void (*attend)(const KvHead& cache, int head_dim, const float* q, size_t ld_q, const int32_t* positions,
                  int num_queries, int window, float* out, size_t ld_out, void* scratch);
 
