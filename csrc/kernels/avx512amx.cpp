@@ -125,27 +125,22 @@ template <int COLUMNS>
   tile_store<kSums>(out);
 }
 
-// What the columns of one tile multiply: codes `ld` apart, scales [group][16].
-struct TileColumns {
-  const int8_t* code;
-  size_t ld;
-  const float* scale;
-};
-
 // A panel (unpacked) times COLUMNS columns. While the float steps of one group run, the tile unit is at the next.
 template <int COLUMNS>
-void tile_panel(const Matrix& w, int panel, const uint8_t* bytes, TileColumns x, int chunk, float* y, size_t ld_y) {
+void tile_panel(const Matrix& w, int panel, const uint8_t* bytes, QuantizedColumns x, int chunk, float* y,
+                size_t ld_y) {
+  const size_t ld_x = static_cast<size_t>(w.num_groups) * w.stride;
   const size_t first_group = static_cast<size_t>(panel) * w.num_groups;
   TileSums<COLUMNS> sums[2];
   Floats acc[COLUMNS];
 #pragma GCC unroll 16
   for (int c = 0; c < COLUMNS; ++c) acc[c] = all(0.0f);
 
-  tile_sums(w, bytes, x.code, x.ld, chunk, sums[0]);
-  for (int g = 0; g < w.num_groups; ++g, x.scale += kLanes) {
+  tile_sums(w, bytes, x.code, ld_x, chunk, sums[0]);
+  for (int g = 0; g < w.num_groups; ++g, x.scale += x.ld) {
     bytes += w.stride * kLanes;
     x.code += w.stride;
-    if (g + 1 < w.num_groups) tile_sums(w, bytes, x.code, x.ld, chunk, sums[~g & 1]);
+    if (g + 1 < w.num_groups) tile_sums(w, bytes, x.code, ld_x, chunk, sums[~g & 1]);
     const Floats scale = load_scales(w, first_group + g);
 #pragma GCC unroll 16
     for (int c = 0; c < COLUMNS; ++c) {
@@ -160,48 +155,30 @@ void tile_panel(const Matrix& w, int panel, const uint8_t* bytes, TileColumns x,
 }
 
 template <int COLUMNS>
-void tile_last(int count, const Matrix& w, int panel, const uint8_t* bytes, TileColumns x, int chunk, float* y,
+void tile_last(int count, const Matrix& w, int panel, const uint8_t* bytes, QuantizedColumns x, int chunk, float* y,
                size_t ld_y) {
   if (count == COLUMNS) return tile_panel<COLUMNS>(w, panel, bytes, x, chunk, y, ld_y);
   if constexpr (COLUMNS > 1) tile_last<COLUMNS - 1>(count, w, panel, bytes, x, chunk, y, ld_y);
-}
-
-// Scales of columns [column, column + count) from [column][group] to [group][16].
-inline void gather_scales(const QuantizedColumns& x, int num_groups, int column, int count, float* out) {
-  const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-  const __m512i index = _mm512_mullo_epi32(lane, _mm512_set1_epi32(num_groups));
-  const float* first = x.scale + static_cast<size_t>(column) * num_groups;
-  for (int g = 0; g < num_groups; ++g) {
-    store(out + g * kLanes, _mm512_mask_i32gather_ps(all(0.0f), first_lanes(count), index, first + g, 4));
-  }
 }
 
 template <int FORM>
 void tile_panels_signed(const Matrix& w, int begin, int end, const QuantizedColumns& x, int num_columns, float* y,
                         size_t ld_y, uint8_t* scratch) {
   const int chunk = chunk_of(w.stride), last = num_columns % kTileRows;
-  const size_t ld_x = static_cast<size_t>(w.num_groups) * w.stride;
-  float* scales = reinterpret_cast<float*>(scratch + ld_x * kLanes);
-  const size_t tile_scales = static_cast<size_t>(w.num_groups) * kLanes;
-  for (int column = 0; column < num_columns; column += kTileRows) {
-    gather_scales(x, w.num_groups, column, least(kTileRows, num_columns - column), scales + column * w.num_groups);
-  }
   const TileConfig config(last ? last : 1, chunk);
   _tile_loadconfig(&config);
   for (int panel = begin; panel < end; ++panel) {
     unpack_panel_signed<FORM>(w, panel, scratch);
     memory_fence();
-    TileColumns tile = {x.code, ld_x, scales};
-    float* out = y;
-    for (int rest = num_columns; rest > 0; rest -= kTileRows) {
+    for (int column = 0; column < num_columns; column += kTileRows) {
+      const QuantizedColumns tile = x.from(w, column);
+      const int rest = num_columns - column;
+      float* out = y + column * ld_y;
       if (rest >= kTileRows) {
         tile_panel<kTileRows>(w, panel, scratch, tile, chunk, out, ld_y);
       } else {
         tile_last<kTileRows - 1>(rest, w, panel, scratch, tile, chunk, out, ld_y);
       }
-      tile.code += kTileRows * ld_x;
-      tile.scale += tile_scales;
-      out += kTileRows * ld_y;
     }
   }
   _tile_release();
@@ -239,12 +216,7 @@ void linear_codes_amx(const Matrix& w, int begin, int end, const QuantizedColumn
   if (num_columns < kLeastColumns || !fits_signed(w, begin, end)) {
     return kAvx512VnniKernels.linear_codes(w, begin, end, x, num_columns, y, ld_y, scratch);
   }
-  const auto run = signed_panels(w);
-  for (int column = 0; column < num_columns; column += kMaxTileColumns) {
-    const size_t groups = static_cast<size_t>(column) * w.num_groups;
-    run(w, begin, end, {x.code + groups * w.stride, x.scale + groups, x.sum + groups},
-        least(kMaxTileColumns, num_columns - column), y + column * ld_y, ld_y, static_cast<uint8_t*>(scratch));
-  }
+  signed_panels(w)(w, begin, end, x, num_columns, y, ld_y, static_cast<uint8_t*>(scratch));
 }
 
 // Products of tiles that stay.

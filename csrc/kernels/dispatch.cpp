@@ -126,12 +126,10 @@ const Kernels* const* available_kernels(int* count) {
   return tables().table;
 }
 
-// Panels with a byte a code, and the scales of a tile's columns.
+// Panels with a byte a code and float scales.
 size_t linear_scratch_bytes(const Matrix& w) {
   if (w.kind != PJ_CODES) return 0;
-  const size_t groups = static_cast<size_t>(w.num_groups);
-  const size_t unpacked = kMaxTilePanels * (static_cast<size_t>(w.stride) + sizeof(float)) * kLanes;
-  return groups * (unpacked + kMaxTileColumns * sizeof(float));
+  return static_cast<size_t>(w.num_groups) * kMaxTilePanels * (static_cast<size_t>(w.stride) + sizeof(float)) * kLanes;
 }
 
 // Weighted sums of the values for a tile of queries, and the queries' codes.

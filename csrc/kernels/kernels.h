@@ -30,8 +30,14 @@ struct Matrix {
 // A group with infinity or NaN has scale NaN and codes 0, so that its outputs are NaN; amax < 2^-100 counts as 0.
 struct QuantizedColumns {
   int8_t* code;  // [column][num_groups * stride]
-  float* scale;  // [column][num_groups]
-  int32_t* sum;  // [column][num_groups] sum of the codes
+  float* scale;  // [group][ld]: a group's columns side by side, as products want them
+  int32_t* sum;  // [group][ld] sum of the codes
+  int ld;
+
+  // The same from column `first` on, for matrices like w.
+  QuantizedColumns from(const Matrix& w, int first) const {
+    return {code + static_cast<size_t>(first) * w.num_groups * w.stride, scale + first, sum + first, ld};
+  }
 };
 
 // Positions of one step of the softmax. Steps begin at multiples of it.

@@ -90,39 +90,42 @@ inline void dot_column(Ints (&total)[PANELS][COLUMNS], int column, const Codes (
   }
 }
 
-// WIDTH: how many bits dot must expect. Where kEndByColumn says so, a group's last inputs meet one column after the other, so
-// that the float steps of a column are done beside the products of the next.
-template <int WIDTH, int PANELS, int COLUMNS, bool ZEROS>
-void tile(const Matrix& w, int panel, UnpackedPanels unpacked, const QuantizedColumns& x, int column, float* y,
-          size_t ld_y) {
+// WIDTH: how many bits dot must expect. UNITS: those of a group, 0 for any number. Where kEndByColumn says so, a group's
+// last inputs meet one column after the other, so that the float steps of a column are done beside the products of the next;
+// not in groups of two units, where the compiler mixes them as well.
+template <int WIDTH, int PANELS, int COLUMNS, bool ZEROS, int UNITS>
+void tile(const Matrix& w, int panel, UnpackedPanels unpacked, QuantizedColumns x, int column, float* y, size_t ld_y) {
+  constexpr bool kByColumn = kEndByColumn && UNITS != 2;
   const size_t groups = static_cast<size_t>(w.num_groups), ld_x = groups * w.stride;
-  const int8_t* code = x.code + column * ld_x;
-  const float* scale = x.scale + column * groups;
-  const int32_t* sum = x.sum + column * groups;
+  const int num_units = UNITS ? UNITS : w.stride / kUnit;
+  x = x.from(w, column);
   const uint8_t* weight = unpacked.codes;
   const int32_t shared = shared_correction<WIDTH>(w);
+  float* const out = y + column * ld_y + static_cast<size_t>(panel) * kLanes;
   Floats acc[PANELS][COLUMNS];
   for (int p = 0; p < PANELS; ++p) {
-    for (int c = 0; c < COLUMNS; ++c) acc[p][c] = all(0.0f);
+    for (int c = 0; c < COLUMNS; ++c) {
+      acc[p][c] = all(0.0f);
+      __builtin_prefetch(out + c * ld_y + p * kLanes, 1);  // stores that miss would hold up the next tile
+    }
   }
-  for (int g = 0; g < w.num_groups; ++g) {
+  for (int g = 0; g < w.num_groups; ++g, x.scale += x.ld, x.sum += x.ld) {
     Ints total[PANELS][COLUMNS];
     for (int p = 0; p < PANELS; ++p) {
       const Ints correction = correction_of<WIDTH, ZEROS>(w, (panel + p) * groups + g);
-      for (int c = 0; c < COLUMNS; ++c) total[p][c] = first_sum<ZEROS>(correction, shared, sum[c * groups + g]);
+      for (int c = 0; c < COLUMNS; ++c) total[p][c] = first_sum<ZEROS>(correction, shared, x.sum[c]);
     }
-    const int num_units = w.stride / kUnit;
-    dot_units<WIDTH>(total, weight, unpacked.ld, kUnitBytes, kEndByColumn ? num_units - 1 : num_units, code, ld_x);
+    dot_units<WIDTH>(total, weight, unpacked.ld, kUnitBytes, kByColumn ? num_units - 1 : num_units, x.code, ld_x);
     weight += num_units * kUnitBytes;
-    code += w.stride;
+    x.code += num_units * kUnit;
     Codes last[PANELS][4];
-    for (int p = 0; kEndByColumn && p < PANELS; ++p) {
+    for (int p = 0; kByColumn && p < PANELS; ++p) {
       for (int k = 0; k < 4; ++k) last[p][k] = load_codes(weight - kUnitBytes + p * unpacked.ld + 64 * k);
     }
 #pragma GCC unroll 8
     for (int c = 0; c < COLUMNS; ++c) {
-      if constexpr (kEndByColumn) dot_column<WIDTH>(total, c, last, code - kUnit + c * ld_x);
-      const Floats scale_x = all(scale[c * groups + g]);
+      if constexpr (kByColumn) dot_column<WIDTH>(total, c, last, x.code - kUnit + c * ld_x);
+      const Floats scale_x = all(x.scale[c]);
 #pragma GCC unroll 4
       for (int p = 0; p < PANELS; ++p) {
         const Floats both = mul(load(unpacked.scales + (p * groups + g) * kLanes), scale_x);
@@ -133,20 +136,21 @@ void tile(const Matrix& w, int panel, UnpackedPanels unpacked, const QuantizedCo
   for (int p = 0; p < PANELS; ++p) {
     const Floats bias = panel_bias(w, panel + p);
     for (int c = 0; c < COLUMNS; ++c) {
-      float* out = y + (column + c) * ld_y + static_cast<size_t>(panel + p) * kLanes;
-      store(out, w.bias ? add(acc[p][c], bias) : acc[p][c]);
+      store(out + c * ld_y + p * kLanes, w.bias ? add(acc[p][c], bias) : acc[p][c]);
     }
   }
 }
 
-template <int WIDTH, int PANELS, int COLUMNS, bool ZEROS>
+template <int WIDTH, int PANELS, int COLUMNS, bool ZEROS, int UNITS>
 void tile_columns(const Matrix& w, int panel, const UnpackedPanels& unpacked, const QuantizedColumns& x, int column,
                   int end, float* y, size_t ld_y) {
   for (; column + COLUMNS <= end; column += COLUMNS) {
-    tile<WIDTH, PANELS, COLUMNS, ZEROS>(w, panel, unpacked, x, column, y, ld_y);
+    tile<WIDTH, PANELS, COLUMNS, ZEROS, UNITS>(w, panel, unpacked, x, column, y, ld_y);
   }
   if constexpr (COLUMNS > 1) {
-    if (column < end) tile_columns<WIDTH, PANELS, COLUMNS - 1, ZEROS>(w, panel, unpacked, x, column, end, y, ld_y);
+    if (column < end) {
+      tile_columns<WIDTH, PANELS, COLUMNS - 1, ZEROS, UNITS>(w, panel, unpacked, x, column, end, y, ld_y);
+    }
   }
 }
 
@@ -163,7 +167,12 @@ void tile_panels(const Matrix& w, int panel, const QuantizedColumns& x, int num_
   }
   for (size_t i = 0; i < PANELS * groups; ++i) store(scales + i * kLanes, load_scales(w, panel * groups + i));
   constexpr int kWidth = dot_width(unpacked_bits(FORM));
-  tile_columns<kWidth, PANELS, kTileColumns, ZEROS>(w, panel, unpacked, x, 0, num_columns, y, ld_y);
+  auto run = tile_columns<kWidth, PANELS, kTileColumns, ZEROS, 0>;
+  if constexpr (kUnrollGroups && !ZEROS) {
+    if (w.stride == 2 * kUnit) run = tile_columns<kWidth, PANELS, kTileColumns, ZEROS, 2>;
+    if (w.stride == 4 * kUnit) run = tile_columns<kWidth, PANELS, kTileColumns, ZEROS, 4>;
+  }
+  run(w, panel, unpacked, x, 0, num_columns, y, ld_y);
 }
 
 template <int FORM, bool ZEROS>

@@ -43,7 +43,7 @@ void direct_panel(const Matrix& w, int panel, const QuantizedColumns& x, float* 
     const Ints correction = correction_of<kWidth, ZEROS>(w, group);
     Ints total[COLUMNS][kSums];
     for (int c = 0; c < COLUMNS; ++c) {
-      total[c][0] = first_sum<ZEROS>(correction, shared, x.sum[static_cast<size_t>(c) * w.num_groups + g]);
+      total[c][0] = first_sum<ZEROS>(correction, shared, x.sum[static_cast<size_t>(g) * x.ld + c]);
       for (int k = 1; k < kSums; ++k) total[c][k] = ints(0);
     }
     const auto add_unit = [&](int u) {
@@ -58,7 +58,7 @@ void direct_panel(const Matrix& w, int panel, const QuantizedColumns& x, float* 
     }
     for (int c = 0; c < COLUMNS; ++c) {
       for (int k = 1; k < kSums; ++k) total[c][0] = add(total[c][0], total[c][k]);
-      const Floats both = mul(scale_w, all(x.scale[static_cast<size_t>(c) * w.num_groups + g]));
+      const Floats both = mul(scale_w, all(x.scale[static_cast<size_t>(g) * x.ld + c]));
       acc[c] = fma(to_floats(total[c][0]), both, acc[c]);
     }
   }
@@ -90,10 +90,8 @@ void direct(const Matrix& w, int begin, int end, const QuantizedColumns& x, int 
   for (int panel = begin; panel < end; ++panel) {
     for (int run = 0, column = 0; run < num_runs; ++run) {
       const int columns = least_columns + (run < num_larger);
-      const size_t groups = static_cast<size_t>(column) * w.num_groups;
-      const QuantizedColumns part = {x.code + groups * w.stride, x.scale + groups, x.sum + groups};
       const DirectPanel run_panel = direct_panel_for<FORM, kDirectColumns, ZEROS>(columns, w.stride / kUnit);
-      run_panel(w, panel, part, y + column * ld_y, ld_y);
+      run_panel(w, panel, x.from(w, column), y + column * ld_y, ld_y);
       column += columns;
     }
   }

@@ -60,10 +60,10 @@ void quantize_columns(const float* x, int num_columns, int cols, int group_size,
   const int stride = (group_size + kUnit - 1) / kUnit * kUnit;
   for (int c = 0; c < num_columns; ++c) {
     for (int g = 0; g < num_groups; ++g) {
-      const size_t group = static_cast<size_t>(c) * num_groups + g;
       const float* from = x + static_cast<size_t>(c) * cols + static_cast<size_t>(g) * group_size;
-      quantize_group(rounding_of(from, group_size), from, group_size, out.code + group * stride, out.scale + group,
-                     out.sum + group);
+      int8_t* code = out.code + (static_cast<size_t>(c) * num_groups + g) * stride;
+      const size_t at = static_cast<size_t>(g) * out.ld + c;
+      quantize_group(rounding_of(from, group_size), from, group_size, code, out.scale + at, out.sum + at);
     }
   }
 }

@@ -5,11 +5,10 @@
 namespace penjing {
 
 constexpr int kLanes = PJ_LANES;
-constexpr int kUnit = 16;             // inputs that are unpacked at once; a group is padded to whole units
-constexpr int kTernaryUnits = 5;      // units of ternary codes that share 4 * 64 bytes
-constexpr int kMaxTilePanels = 2;     // panels unpacked into scratch at once
-constexpr int kMaxTileColumns = 128;  // AMX: columns whose scales lie beside an unpacked panel
-constexpr int kMaxQueryTile = 4;      // queries that share a load of keys and values
+constexpr int kUnit = 16;          // inputs that are unpacked at once; a group is padded to whole units
+constexpr int kTernaryUnits = 5;   // units of ternary codes that share 4 * 64 bytes
+constexpr int kMaxTilePanels = 2;  // panels unpacked into scratch at once
+constexpr int kMaxQueryTile = 4;   // queries that share a load of keys and values
 
 // The zero point of a matrix without zeros, of codes as kernels unpack them: see Cursor in linear_codes.inl.
 constexpr int symmetric_zero(const Matrix& w) {

@@ -57,7 +57,8 @@ void linear(const pj_matrix& description, const float* x, int num_columns, int n
   float* padded_y;
   std::vector<uint8_t*> scratch(static_cast<size_t>(num_threads));
   const auto lay_out = [&] {
-    quantized = {arena.take<int8_t>(groups * m.stride), arena.take<float>(groups), arena.take<int32_t>(groups)};
+    quantized = {arena.take<int8_t>(groups * m.stride), arena.take<float>(groups), arena.take<int32_t>(groups),
+                 num_columns};
     padded_y = arena.take<float>(columns * ld);
     for (uint8_t*& s : scratch) s = arena.take<uint8_t>(linear_scratch_bytes(m));
   };

@@ -20,7 +20,8 @@ bool all_finite(const float* x, int size) {
 void subtract_codes(const QuantizedColumns& codes, const Matrix& reader, float* x) {
   for (int g = 0; g < reader.num_groups; ++g) {
     const int8_t* code = codes.code + static_cast<size_t>(g) * reader.stride;
-    for (int i = 0; i < reader.group_size; ++i) *x++ -= static_cast<float>(code[i]) * codes.scale[g];
+    const float scale = codes.scale[static_cast<size_t>(g) * codes.ld];
+    for (int i = 0; i < reader.group_size; ++i) *x++ -= static_cast<float>(code[i]) * scale;
   }
 }
 
@@ -56,10 +57,10 @@ void Pass::prepare_head(Range columns) {
   if (head.kind == PJ_CODES) {
     for (int c = columns.begin; c < columns.end; ++c) {
       float* x = column(work_.normed, hidden, c);
-      const QuantizedColumns first = from_column(work_.head, head, 2 * c);
+      const QuantizedColumns first = work_.head.from(head, 2 * c);
       kernels_.quantize_columns(x, 1, hidden, head.group_size, first);
       subtract_codes(first, head, x);
-      kernels_.quantize_columns(x, 1, hidden, head.group_size, from_column(work_.head, head, 2 * c + 1));
+      kernels_.quantize_columns(x, 1, hidden, head.group_size, work_.head.from(head, 2 * c + 1));
     }
   }
   if (!alone_) barrier();
@@ -75,8 +76,8 @@ void Pass::write_logits(Range wanted, float* logits) {
     part.bias = nullptr;  // once a token, not once a round
     const int ld = part.num_panels * PJ_LANES;
     if (rounds == 2) {
-      kernels_.linear_codes(part, 0, part.num_panels, from_column(work_.head, part, 2 * wanted.begin),
-                            2 * wanted.size(), buffers_.logits, ld, buffers_.scratch);
+      kernels_.linear_codes(part, 0, part.num_panels, work_.head.from(part, 2 * wanted.begin), 2 * wanted.size(),
+                            buffers_.logits, ld, buffers_.scratch);
     } else {
       multiply(part, wanted.begin, wanted.size(), buffers_.logits, ld);
     }

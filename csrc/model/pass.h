@@ -205,7 +205,7 @@ class Pass {
       if (m->kind != PJ_CODES || variant(m->group_size) >= 0) continue;
       quantized_[num_variants_] = work_.quantized[num_variants_];
       group_size_[num_variants_] = m->group_size;
-      const QuantizedColumns out = from_column(quantized_[num_variants_], *m, columns.begin);
+      const QuantizedColumns out = quantized_[num_variants_].from(*m, columns.begin);
       if (!columns.empty()) {
         const float* from = x + static_cast<size_t>(columns.begin) * cols;
         kernels_.quantize_columns(from, columns.size(), cols, m->group_size, out);
@@ -223,15 +223,10 @@ class Pass {
     return -1;
   }
 
-  static QuantizedColumns from_column(const QuantizedColumns& x, const Matrix& reader, int column) {
-    const size_t groups = static_cast<size_t>(column) * reader.num_groups;
-    return {x.code + groups * reader.stride, x.scale + groups, x.sum + groups};
-  }
-
   // Panels of one matrix times the prepared columns from `begin` on; y [column][ld_y] starts at the first panel.
   void multiply(const Matrix& m, int begin, int num_columns, float* y, size_t ld_y) {
     if (m.kind == PJ_CODES) {
-      const QuantizedColumns x = from_column(quantized_[variant(m.group_size)], m, begin);
+      const QuantizedColumns x = quantized_[variant(m.group_size)].from(m, begin);
       kernels_.linear_codes(m, 0, m.num_panels, x, num_columns, y, ld_y, buffers_.scratch);
     } else {
       const float* x = input_ + static_cast<size_t>(begin) * m.cols;

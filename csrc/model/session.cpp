@@ -109,7 +109,7 @@ Workspace Session::take_workspace(int num_columns) {
 
 QuantizedColumns Session::take_columns(size_t columns, size_t codes, size_t groups) {
   return {arena_.take<int8_t>(columns * codes), arena_.take<float>(columns * groups),
-          arena_.take<int32_t>(columns * groups)};
+          arena_.take<int32_t>(columns * groups), static_cast<int>(columns)};
 }
 
 void Session::take_rope_tables() {

@@ -143,7 +143,7 @@ struct RandomColumns {
     scale.resize(static_cast<size_t>(columns) * num_groups);
     sum.resize(scale.size());
     for (float& value : x) value = random.normal();
-    quantized = {code.data(), scale.data(), sum.data()};
+    quantized = {code.data(), scale.data(), sum.data(), columns};
     kernels.quantize_columns(x.data(), columns, cols, group_size, quantized);
   }
   RandomColumns(const RandomColumns&) = delete;

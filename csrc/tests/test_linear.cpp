@@ -79,7 +79,7 @@ std::vector<float> expected_codes(const Matrix& w, const RandomColumns& x, int c
         const int8_t* code = x.quantized.code + (static_cast<size_t>(c) * w.num_groups + g) * w.stride;
         int sum = 0;
         for (int i = 0; i < w.group_size; ++i) sum += weight[i] * code[i];
-        const float scale = scale_at(w, row, g) * x.quantized.scale[c * w.num_groups + g];
+        const float scale = scale_at(w, row, g) * x.quantized.scale[g * x.quantized.ld + c];
         acc[c] = std::fma(static_cast<float>(sum), scale, acc[c]);
       }
     }
@@ -316,7 +316,7 @@ void check_quantize(const Tables& tables, const std::vector<float>& x, int group
     std::vector<int8_t> code(static_cast<size_t>(groups) * stride, 99);
     std::vector<float> scale = poisoned(groups);
     std::vector<int32_t> sum(groups, 12345);
-    k->quantize_columns(x.data(), 1, cols, group, {code.data(), scale.data(), sum.data()});
+    k->quantize_columns(x.data(), 1, cols, group, {code.data(), scale.data(), sum.data(), 1});
     bool ok = true;
     for (int g = 0; g < groups; ++g) {
       float amax = 0.0f;
