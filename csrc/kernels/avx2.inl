@@ -115,6 +115,7 @@ inline float reduce_max(Floats x) {
 }
 
 // --- ints
+inline void stay(Ints&) {}
 inline Ints ints(int32_t x) { return {_mm256_set1_epi32(x), _mm256_set1_epi32(x)}; }
 inline Ints load_u8(const uint8_t* p) {
   const __m128i bytes = load128(p);

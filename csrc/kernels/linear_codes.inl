@@ -76,6 +76,9 @@ inline void dot_units(Ints (&total)[PANELS][COLUMNS], const uint8_t* codes, size
   for (int u = 0; u < num_units; ++u, codes += step, x += kUnit) {
     beside();
     dot_tile<WIDTH>(total, codes, ld_codes, x, ld_x);
+    for (auto& panel : total) {
+      for (Ints& sum : panel) stay(sum);
+    }
   }
   if constexpr (kColumnPairs) each_pair(total, [](auto& a, auto& b) { from_squares(a, b); });
 }

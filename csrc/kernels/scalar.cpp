@@ -153,6 +153,7 @@ inline float reduce_max(Floats x) {
 inline bool any_above(Floats x, float bound) { return reduce_max(x) > bound; }
 
 // --- ints: two's complement, wrapping
+inline void stay(Ints&) {}
 inline Ints ints(int32_t x) {
   return each<Ints>([=](int) { return x; });
 }

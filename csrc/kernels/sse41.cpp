@@ -176,6 +176,7 @@ inline float reduce_max(Floats x) {
 inline bool any_above(Floats x, float bound) { return reduce_max(x) > bound; }
 
 // --- ints
+inline void stay(Ints&) {}
 inline Ints ints(int32_t x) {
   return each<Ints>([=](int) { return _mm_set1_epi32(x); });
 }
