@@ -17,8 +17,9 @@ using std::chrono::milliseconds;
 // this thread will miss (measured with 5 runnable threads on 2 CPUs: 2000 spins decode at a fifth of the speed of 20).
 constexpr int kSpins = 20;
 // Then giving way, so that more threads than CPUs work too. An idle scheduler comes back within a microsecond, while
-// waking up from sleep costs some 10 to 50.
-constexpr int kYields = 100;
+// waking up from sleep costs some 10 to 50, in a virtual machine, whose idle CPU the host must wake, far more: about a
+// millisecond of giving way outlasts what threads differ by where others use their cores (docs/engine.md, Threads).
+constexpr int kYields = 2000;
 // Where another program wants the CPU, giving way costs its whole time slice, several milliseconds at each barrier
 // (measured: 2 tokens/s instead of 87 to 121). So once a yield has taken longer than a team's own threads would, waiting is
 // spinning for about as long as waking up takes, then sleep, from which a thread comes back before who computes on.
