@@ -44,7 +44,8 @@ void Pass::finish() {
   norm_columns(model_.final_norm, columns);
   prepare_head(columns);
   const int done = first_ + wanted.begin - (call_.num_columns - call_.num_logits);
-  write_logits(wanted, call_.logits + static_cast<size_t>(done) * model_.vocab_size);
+  float* logits = call_.logits + static_cast<size_t>(done) * model_.vocab_size;
+  share_out(model_.head.num_panels, [&](Range panels) { write_logits(panels, wanted, logits); });
 }
 
 // The head reads its input as two columns of 8-bit codes, the second for what the first left over: 8 bits alone cost
@@ -66,8 +67,7 @@ void Pass::prepare_head(Range columns) {
   if (!alone_) barrier();
 }
 
-void Pass::write_logits(Range wanted, float* logits) {
-  const Range panels = share(model_.head.num_panels);
+void Pass::write_logits(Range panels, Range wanted, float* logits) {
   const int rounds = model_.head.kind == PJ_CODES ? 2 : 1;
   const int tile = std::max(1, kLogitTile / (PJ_LANES * rounds * wanted.size()));
   for (int begin = panels.begin; begin < panels.end; begin += tile) {

@@ -1,6 +1,6 @@
 // The decoder's layers. Threads run Pass::run on the same columns and meet at barriers; or, where a prompt is long, apart
-// on columns of their own, and meet once a layer, when keys and values are stored. What a thread writes depends only on
-// sizes, and kernels give the same bits however work is shared, so results do not depend on threads.
+// on columns of their own, and meet once a layer, when keys and values are stored. Panels of shared columns go to whoever
+// comes for them, and kernels give the same bits however work is shared, so results do not depend on threads.
 #pragma once
 #include <algorithm>
 #include <atomic>
@@ -101,6 +101,13 @@ class Pass {
 
   Range share(int count) const { return split(count, crew_, rank_); }
 
+  // body(panels) until all panels are done, by those who share these columns; once between two barriers.
+  template <class Body>
+  void share_out(int num_panels, Body body) {
+    if (crew_ == 1) return body(Range{0, num_panels});
+    session_.team.share_out(num_panels, rank_, body);
+  }
+
   void embed() {
     const int hidden = model_.hidden_size;
     for (int c = mine_.begin; c < mine_.end; ++c) {
@@ -123,7 +130,8 @@ class Pass {
   void attention(size_t n, const Layer& layer) {
     prepare_normed(layer.attn_norm, {&layer.q, &layer.k, &layer.v});
     if (n + 1 == model_.layers.size()) leave_out_unwanted();
-    linear_qkv(layer);
+    share_out(layer.q.num_panels + layer.k.num_panels + layer.v.num_panels,
+              [&](Range panels) { linear_qkv(layer, panels); });
     barrier();
     if (model_.qk_norm == QkNorm::kFull) {
       norm_all_heads(layer);
@@ -138,7 +146,7 @@ class Pass {
     }
     barrier();
     prepare(block_.attended, model_.q_size(), {&layer.o});
-    linear(layer.o, share(layer.o.num_panels), block_.attn_out);
+    share_out(layer.o.num_panels, [&](Range panels) { linear(layer.o, panels, block_.attn_out); });
     barrier();
   }
 
@@ -148,10 +156,10 @@ class Pass {
     } else {
       prepare_normed(layer.mlp_norm, {&layer.up});
     }
-    gate_up(layer);
+    share_out(layer.up.num_panels, [&](Range panels) { gate_up(layer, panels); });
     barrier();
     prepare(block_.activated, model_.intermediate_size, {&layer.down});
-    linear(layer.down, share(layer.down.num_panels), block_.mlp_out);
+    share_out(layer.down.num_panels, [&](Range panels) { linear(layer.down, panels, block_.mlp_out); });
     if (!apart_) meet();
   }
 
@@ -245,9 +253,8 @@ class Pass {
   }
 
   // The three matrices' panels are shared out as one run, so that few panels still split evenly.
-  void linear_qkv(const Layer& layer) {
+  void linear_qkv(const Layer& layer, Range panels) {
     const int num_q = layer.q.num_panels, num_k = layer.k.num_panels, num_v = layer.v.num_panels;
-    const Range panels = share(num_q + num_k + num_v);
     const auto part = [&](int first, int count) {
       const Range own = intersect(panels, {first, first + count});
       return Range{own.begin - first, own.end - first};
@@ -257,9 +264,8 @@ class Pass {
     linear(layer.v, part(num_q + num_k, num_v), block_.v, {0, num_columns_});
   }
 
-  void gate_up(const Layer& layer) {
+  void gate_up(const Layer& layer, Range panels) {
     const int inner = model_.intermediate_size, ld = padded(inner);
-    const Range panels = share(layer.up.num_panels);
     linear(layer.up, panels, block_.up);
     if (present(layer.gate)) linear(layer.gate, panels, block_.gate);
     const Range rows = intersect({panels.begin * PJ_LANES, panels.end * PJ_LANES}, {0, inner});
@@ -309,7 +315,7 @@ class Pass {
   void require_finite(Range columns);
   void finish();
   void prepare_head(Range columns);
-  void write_logits(Range wanted, float* logits);
+  void write_logits(Range panels, Range wanted, float* logits);
 };
 
 }  // namespace penjing

@@ -27,6 +27,8 @@ constexpr int kYields = 2000;
 constexpr Clock::duration kForeign = milliseconds{2}, kCrowdedLeast = milliseconds{10},
                           kCrowdedMost = milliseconds{320};
 constexpr int kCrowdedSpins = 200;
+// The least that a thread takes of shared work.
+constexpr int kLeastTaken = 2;
 
 // Of the machine, so of all teams.
 std::atomic<Clock::rep> crowded_until{0}, crowded_for{0};
@@ -93,7 +95,7 @@ void Gate::wait_past(uint32_t seen) {
   sleepers_.fetch_sub(1, std::memory_order_relaxed);
 }
 
-Team::Team(int num_threads) : size_(num_threads) {
+Team::Team(int num_threads) : size_(num_threads), taken_(new Taken[static_cast<size_t>(num_threads)]) {
   try {
     for (int thread = 1; thread < size_; ++thread) workers_.emplace_back(&Team::work, this, thread);
   } catch (...) {
@@ -128,11 +130,25 @@ void Team::run_job(Job job, void* context) {
   barrier();
 }
 
+Range Team::take(Range share, int owner) {
+  std::atomic<int>& taken = taken_[static_cast<size_t>(owner)].count;
+  int done = taken.load(std::memory_order_relaxed), part;
+  do {
+    const int left = share.size() - done;
+    if (left <= 0) return {0, 0};
+    part = std::min(left, (left / 2 + kLeastTaken - 1) / kLeastTaken * kLeastTaken);
+    if (left - part < kLeastTaken) part = left;
+  } while (!taken.compare_exchange_weak(done, done + part, std::memory_order_relaxed));
+  return {share.begin + done, share.begin + done + part};
+}
+
 void Team::barrier() {
   if (size_ == 1) return;
   const uint32_t round = passed_.count();
   if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == size_) {
-    arrived_.store(0, std::memory_order_relaxed);  // before the gate opens, so the next round starts from 0
+    // before the gate opens, so the next round starts from 0
+    arrived_.store(0, std::memory_order_relaxed);
+    for (int i = 0; i < size_; ++i) taken_[static_cast<size_t>(i)].count.store(0, std::memory_order_relaxed);
     passed_.open();
   } else {
     passed_.wait_past(round);

@@ -3,10 +3,13 @@
 #include <atomic>
 #include <condition_variable>
 #include <cstdint>
+#include <memory>
 #include <mutex>
 #include <thread>
 #include <type_traits>
 #include <vector>
+
+#include "ops/range.h"
 
 namespace penjing {
 
@@ -47,9 +50,27 @@ class Team {
   // Inside run(), by every thread: nobody goes on before all are here.
   void barrier();
 
+  // Inside run(), by every thread, at most once between two barriers: body(part) for parts of [0, count), each on
+  // whichever thread comes for it first. A thread begins with its own share, half of what is left of it at a time, then
+  // helps the others, so that nobody waits long for a thread that has a slower core or shares it with another program.
+  template <class Body>
+  void share_out(int count, int thread, Body&& body) {
+    if (size_ == 1) return body(Range{0, count});
+    for (int i = 0; i < size_; ++i) {
+      const int owner = (thread + i) % size_;
+      const Range share = split(count, size_, owner);
+      for (Range part = take(share, owner); !part.empty(); part = take(share, owner)) body(part);
+    }
+  }
+
  private:
   using Job = void (*)(void* context, int thread);
+  struct alignas(64) Taken {
+    std::atomic<int> count{0};
+  };
+
   void run_job(Job job, void* context);
+  Range take(Range share, int owner);
   void work(int thread);
   void stop();
 
@@ -58,6 +79,7 @@ class Team {
   void* context_ = nullptr;
   Gate start_, passed_;
   alignas(64) std::atomic<int> arrived_{0};
+  std::unique_ptr<Taken[]> taken_;  // [thread] of its share, since the last barrier
   std::vector<std::thread> workers_;
 };
 

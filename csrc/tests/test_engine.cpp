@@ -270,6 +270,7 @@ void test_open_close(const TinyModel& model, int times) {
 int main() {
   using namespace penjing;
   std::printf("%s\n", pj_isa());
+  test_team();
   const TinyModel model(3);
   if (counts().failed) return 1;
   test_same_bytes(model);

@@ -118,6 +118,7 @@ inline std::vector<float> logits_of(pj_session* session, const std::vector<int32
   return logits;
 }
 
+void test_team();
 void test_rings();
 void test_rings_in_turns(int threads);
 
