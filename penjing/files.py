@@ -95,10 +95,16 @@ class AtomicFile:
         except OSError as error:
             raise os_error(error, self.path) from error
 
-    def finish(self) -> None:
-        """fsync, take the final name (replacing what was there), fsync the folder."""
+    def finish(self, *, forget: bool = False) -> None:
+        """fsync, take the final name (replacing what was there), fsync the folder.
+
+        `forget` what is on the disk now: what was written in small pieces stays in memory in small pages, while
+        whoever maps the file afresh can have huge ones.
+        """
         try:
             os.fsync(self._descriptor)
+            if forget and hasattr(os, "posix_fadvise"):
+                os.posix_fadvise(self._descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
             os.rename(self._temporary, self.path)
             self._close()
             sync_folder(self.path.parent)

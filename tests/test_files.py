@@ -107,3 +107,25 @@ def test_time_of_change_is_now(tmp_path):
     before = time.time() - 1
     write_file(tmp_path / "x", b"1")
     assert (tmp_path / "x").stat().st_mtime >= before
+
+
+@pytest.mark.skipif(not hasattr(os, "RWF_NOWAIT"), reason="only Linux says what is in memory")
+def test_a_file_can_be_forgotten_once_it_is_on_the_disk(tmp_path):
+    def in_memory(path: Path) -> bool:
+        with path.open("rb") as file:
+            try:
+                return os.preadv(file.fileno(), [bytearray(4096)], 0, os.RWF_NOWAIT) == 4096
+            except BlockingIOError:
+                return False
+            except OSError as error:
+                pytest.skip(f"this file system does not say what is in memory: {error}")
+
+    for forget in (False, True):
+        path = tmp_path / str(forget)
+        with AtomicFile(path) as file:
+            file.write_at(bytes(4096), 0)
+            file.finish(forget=forget)
+        if subprocess.check_output(["stat", "-f", "-c", "%T", path], text=True).strip() == "tmpfs":
+            pytest.skip("this file system is memory")
+        assert in_memory(path) is not forget
+        assert path.read_bytes() == bytes(4096)

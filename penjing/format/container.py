@@ -221,7 +221,7 @@ def write_container(
         for name, array in tensors:
             writer.write(name, array, written.get(name, 0))
             written[name] = written.get(name, 0) + len(array)
-        writer.finish()
+        writer.finish(forget=True)
 
 
 def replace_evidence(path: str | Path, evidence: Sequence[Mapping[str, Any]]) -> None:
@@ -239,7 +239,7 @@ def replace_evidence(path: str | Path, evidence: Sequence[Mapping[str, Any]]) ->
             piece = source.read_bytes(begin, min(_COPY_BYTES, source.file_bytes - begin))
             file.write_at(piece, begin - source.data_start + len(header))
         source.check_unchanged()
-        file.finish()
+        file.finish(forget=True)
 
 
 def tensor_specs(

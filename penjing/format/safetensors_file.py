@@ -11,6 +11,7 @@ a file by rename, as everything here writes, never touches the bytes that are ma
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import mmap
@@ -79,6 +80,16 @@ class TensorSpec(NamedTuple):
         return self.nbytes // self.num_rows if self.num_rows else 0
 
 
+def ask_for_huge_pages(mapped: mmap.mmap) -> None:
+    """Have what is not in memory yet read and mapped 2 MB at a time, where the kernel and its file system can.
+
+    Decoding walks through a whole file for each token, a page of 4 KB after the other: 4 to 8% of its time.
+    """
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        with contextlib.suppress(OSError):  # a kernel without huge pages
+            mapped.madvise(mmap.MADV_HUGEPAGE)
+
+
 class SafetensorsFile:
     """An open, validated safetensors file.
 
@@ -121,6 +132,7 @@ class SafetensorsFile:
         if self._map is None:
             self.check_unchanged()
             self._map = mmap.mmap(self._descriptor, self.file_bytes, access=mmap.ACCESS_READ)
+            ask_for_huge_pages(self._map)
         flat: NDArray[Any] = np.frombuffer(
             self._map, VIEWS[spec.dtype], count=math.prod(spec.shape), offset=self.offsets[name]
         )
@@ -319,12 +331,12 @@ class SafetensorsWriter:
         data = np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
         self._file.write_at(data, self._offsets[name] + start_row * spec.row_bytes)
 
-    def finish(self) -> None:
-        """Check that every byte was written, then let the file appear under its name."""
+    def finish(self, *, forget: bool = False) -> None:
+        """Check that every byte was written, then let the file appear under its name. `forget`: see AtomicFile."""
         for name, missing in self._missing.items():
             if missing.any():
                 raise ValueError(f"{name}: {int(missing.sum())} of {missing.size} rows were never written")
-        self._file.finish()
+        self._file.finish(forget=forget)
 
     def abandon(self) -> None:
         """Leave nothing behind. Harmless after `finish`."""

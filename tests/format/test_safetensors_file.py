@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -15,7 +16,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from penjing.errors import PenjingError
-from penjing.format.safetensors_file import VIEWS, SafetensorsFile, SafetensorsWriter, TensorSpec, aligned_order
+from penjing.format.safetensors_file import (
+    VIEWS,
+    SafetensorsFile,
+    SafetensorsWriter,
+    TensorSpec,
+    aligned_order,
+    ask_for_huge_pages,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -232,6 +240,25 @@ def test_replacing_a_file_by_rename_does_not_touch_an_open_one(tmp_path):
     file.check_unchanged()
     assert view.tolist() == [1.0] * 3
     assert SafetensorsFile(path).read("w").tolist() == [2.0] * 3
+
+
+@pytest.mark.skipif(not Path("/sys/kernel/mm/transparent_hugepage").exists(), reason="a kernel without huge pages")
+def test_a_map_asks_for_huge_pages(tmp_path):
+    path = tmp_path / "x"
+    safetensors.numpy.save_file({"w": np.zeros(5000, np.float32)}, path)
+    file = SafetensorsFile(path)
+    assert file.raw("w").size == 5000
+    of_this_map = Path("/proc/self/smaps").read_text().partition(str(path))[2]
+    flags = next(line for line in of_this_map.splitlines() if line.startswith("VmFlags:"))
+    assert "hg" in flags.split()
+
+
+def test_a_kernel_without_huge_pages_maps_all_the_same():
+    class Map:
+        def madvise(self, advice: int) -> None:
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+
+    ask_for_huge_pages(Map())
 
 
 def test_reading_a_large_tensor_by_rows_needs_little_memory(tmp_path):
