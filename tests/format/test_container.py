@@ -14,10 +14,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer
 
 from penjing.errors import PenjingError
 from penjing.format.architecture import Architecture, Rope
-from penjing.format.container import TOKENIZER, bias_sizes, open_container, replace_evidence, write_container
+from penjing.format.container import (
+    TOKENIZER,
+    bias_sizes,
+    open_container,
+    replace_evidence,
+    with_short_merges,
+    write_container,
+)
 from penjing.format.pack import Layout, dequantize
 from penjing.format.safetensors_file import SafetensorsFile, SafetensorsWriter, TensorSpec
 
@@ -224,6 +232,39 @@ def test_unsound_models_are_told(make_container):
             open_container(other)
         assert str(other) in caught.value.where, name
         assert caught.value.attempt, name
+
+
+def bpe(merges: list[object]) -> str:
+    vocab = {token: i for i, token in enumerate(["a", "b", " ", "ab", "a ", "aba ", "#version", "#versiona"])}
+    return json.dumps({"model": {"type": "BPE", "vocab": vocab, "merges": merges}})
+
+
+def test_merges_are_kept_short_and_mean_the_same():
+    long = bpe([["a", "b"]])
+    short = with_short_merges(long)
+    assert json.loads(short)["model"]["merges"] == ["a b"]
+    for text in ("ab", "abab", "ba a"):
+        assert Tokenizer.from_str(short).encode(text).ids == Tokenizer.from_str(long).encode(text).ids
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        bpe([["a", "b"], ["a", " "]]),
+        bpe([["a", "b"], ["#version", "a"]]),
+        bpe([["a", "b"], "ab a"]),
+        bpe([["a", "b", "a"]]),
+        bpe([["a", 1]]),
+        bpe([["\ud800", "a"]]),
+        bpe(["ab"]),
+        '{"model": {"type": "Unigram"}}',
+        '{"model": []}',
+        "[]",
+        "not JSON",
+    ],
+)
+def test_merges_that_could_be_taken_otherwise_are_left_alone(text):
+    assert with_short_merges(text) == text
 
 
 @pytest.mark.parametrize("damage", ["bomb", "cut", "noise", "latin"])
