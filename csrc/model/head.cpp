@@ -85,7 +85,7 @@ void Pass::write_logits(Range panels, Range wanted, float* logits) {
       float* row = column(buffers_.logits, ld, rounds * c);
       if (rounds == 2) kernels_.add_scaled(row + ld, 1.0f, part.rows, row);
       if (bias) kernels_.add_scaled(bias, 1.0f, part.rows, row);
-      scale(row, model_.logit_scale, part.rows);
+      if (model_.logit_scale != 1.0f) scale(row, model_.logit_scale, part.rows);
       if (!all_finite(row, part.rows)) call_.not_finite.store(true, std::memory_order_relaxed);
       std::memcpy(column(logits, model_.vocab_size, c) + begin * PJ_LANES, row, sizeof(float) * part.rows);
     }
