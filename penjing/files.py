@@ -6,6 +6,7 @@ left behind is not locked, so the next writer takes it over; one that another li
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -104,7 +105,8 @@ class AtomicFile:
         try:
             os.fsync(self._descriptor)
             if forget and hasattr(os, "posix_fadvise"):
-                os.posix_fadvise(self._descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+                with contextlib.suppress(OSError):  # a file system that takes no advice
+                    os.posix_fadvise(self._descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
             os.rename(self._temporary, self.path)
             self._close()
             sync_folder(self.path.parent)

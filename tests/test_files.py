@@ -129,3 +129,15 @@ def test_a_file_can_be_forgotten_once_it_is_on_the_disk(tmp_path):
             pytest.skip("this file system is memory")
         assert in_memory(path) is not forget
         assert path.read_bytes() == bytes(4096)
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="no advice to give here")
+def test_a_file_system_that_takes_no_advice_keeps_the_file(tmp_path, monkeypatch):
+    def refuse(*_: int) -> None:
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+
+    monkeypatch.setattr(os, "posix_fadvise", refuse)
+    with AtomicFile(tmp_path / "x") as file:
+        file.write_at(b"1", 0)
+        file.finish(forget=True)
+    assert (tmp_path / "x").read_bytes() == b"1"
