@@ -27,7 +27,7 @@ constexpr int kYields = 2000;
 constexpr Clock::duration kForeign = milliseconds{2}, kCrowdedLeast = milliseconds{10},
                           kCrowdedMost = milliseconds{320};
 constexpr int kCrowdedSpins = 200;
-// The least that a thread takes of shared work.
+// The least that a thread takes of shared work. All parts but the last are multiples of it: some tiles take two panels.
 constexpr int kLeastTaken = 2;
 
 // Of the machine, so of all teams.
